@@ -1,0 +1,1 @@
+"""Accelerated MRI in the fastMRI framework: data, training, scoring and submissions."""

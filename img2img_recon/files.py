@@ -1,0 +1,97 @@
+"""Files that are whole or absent, and the user's cache folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from img2img_recon.errors import InputError
+
+CACHE_VARIABLE = "IMG2IMG_CACHE"
+
+
+def cache_dir(*parts: str) -> Path:
+    """A folder (made if need be) in the user's cache: `$IMG2IMG_CACHE`, else `$XDG_CACHE_HOME`, else `~/.cache`."""
+    own = os.environ.get(CACHE_VARIABLE)
+    shared = os.environ.get("XDG_CACHE_HOME")
+    root = Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "img2img_recon"
+    folder = root.expanduser().joinpath(*parts)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: the cache folder cannot be made ({error.strerror}); "
+            f"set {CACHE_VARIABLE} to a writable folder"
+        ) from None
+    return folder
+
+
+def writable_folder(folder: Path, flag: str) -> Path:
+    """Make `folder` if need be and prove that it can be written to; `flag` is named in the error."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{flag}: {folder} cannot be written to ({error.strerror})") from None
+    return folder
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well.
+
+    The data reach the disk before the name changes, so that a reader (or a run resumed after a power
+    cut) finds the old file or the new one, never half of either.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        # mkstemp makes files private; a result is as readable as any file the user makes.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def make_folder_once(folder: Path, fill: Callable[[Path], None]) -> Path:
+    """Return `folder`, filled by `fill(temporary_folder)` if it is not there yet.
+
+    Two processes may call this at once: each fills its own temporary folder, the first to finish gives
+    it the name and the other's is thrown away. An interrupted call leaves no half-filled folder behind.
+    """
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        fill(temporary)
+        temporary.chmod(0o755)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder

@@ -1,0 +1,35 @@
+"""Progress over long loops: a library takes a `Track`, a script passes `bar`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Track(Protocol):
+    """Wraps an iterable of `total` items and shows, or does not show, how far it has come."""
+
+    def __call__(self, items: Iterable[T], description: str, total: int) -> Iterable[T]: ...
+
+
+def silent(items: Iterable[T], description: str, total: int) -> Iterable[T]:
+    """Show nothing."""
+    return items
+
+
+def bar(items: Iterable[T], description: str, total: int) -> Iterator[T]:
+    """A progress bar on the standard error, with the time left; plain lines when that is not a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        yield from track(items, description, total=total, console=console)
+        return
+    for done, item in enumerate(items, start=1):
+        yield item
+        if done == total or done % max(total // 5, 1) == 0:
+            print(f"{description}: {done}/{total}", file=sys.stderr, flush=True)

@@ -1,0 +1,253 @@
+"""Modules around a network: normalise the image, subtract the output, take images of any size.
+
+A network here maps (B, C, H, W) to (B, C', H, W) and says what it takes with two attributes: `img_size`,
+the one (H, W) it works on or None for any, and `size_divisor`, what both sides must be divisible by. One
+that needs a least size has `min_size` too. The wrappers pass these on, so that they can be nested. For MRI
+the order is `Normalized(AnySize(net))`: the statistics are those of the real image, without padding, and
+the same for all of its tiles.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from img2img_recon.errors import InputError
+
+
+class Padding(NamedTuple):
+    """Pixels added on each side of an image."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
+def _reflected(length: int, before: int, after: int, device: torch.device) -> Tensor:
+    """Where each pixel of a padded axis comes from: a mirror at both ends, as often as needed."""
+    position = torch.arange(-before, length + after, device=device)
+    # The mirrored signal repeats after 2 (length - 1); a single pixel is its own mirror image.
+    period = max(2 * (length - 1), 1)
+    folded = position % period
+    return torch.minimum(folded, period - folded) if length > 1 else folded
+
+
+def pad_to(image: Tensor, height: int, width: int) -> tuple[Tensor, Padding]:
+    """Pad an image by reflection to at least `height` x `width`.
+
+    The padding is split evenly, the larger half below and right, and does not repeat the border pixel.
+    It may be longer than the image, which is then reflected again and again.
+
+    Args:
+        image: (..., H, W).
+        height: least height wanted.
+        width: least width wanted.
+
+    Returns:
+        The padded image (..., max(H, height), max(W, width)) and what `unpad` needs to undo it.
+    """
+    H, W = image.shape[-2:]
+    extra_height, extra_width = max(height - H, 0), max(width - W, 0)
+    top, left = extra_height // 2, extra_width // 2
+    padding = Padding(top, extra_height - top, left, extra_width - left)
+    if extra_height:
+        rows = _reflected(H, padding.top, padding.bottom, image.device)
+        image = image.index_select(-2, rows)
+    if extra_width:
+        columns = _reflected(W, padding.left, padding.right, image.device)
+        image = image.index_select(-1, columns)
+    return image, padding
+
+
+def unpad(image: Tensor, padding: Padding) -> Tensor:
+    """Cut off what `pad_to` added: `unpad(*pad_to(x, h, w))` is x. Shape (..., H, W)."""
+    H, W = image.shape[-2:]
+    return image[..., padding.top : H - padding.bottom, padding.left : W - padding.right]
+
+
+def tile_positions(length: int, tile: int, overlap: int) -> list[int]:
+    """First pixel of each tile on an axis: as few as cover it, spread evenly.
+
+    Args:
+        length: pixels of the axis, at least `tile`.
+        tile: pixels of a tile.
+        overlap: least number of pixels that neighbouring tiles share, below `tile`.
+
+    Returns:
+        Increasing positions; the first is 0, the last is length - tile.
+    """
+    if not 0 <= overlap < tile <= length:
+        raise InputError(
+            f"tiles of {tile} pixels with overlap {overlap} on {length} pixels; "
+            "0 <= overlap < tile <= length is needed"
+        )
+    steps = math.ceil((length - tile) / (tile - overlap))
+    return [round(step * (length - tile) / steps) for step in range(steps)] + [length - tile]
+
+
+def blend_window(length: int, tile: int, overlap: int) -> Tensor:
+    """Weight of every pixel of every tile on an axis, for `tile_positions(length, tile, overlap)`.
+
+    Each tile fades in and out over `overlap` pixels as sin^2, and the weights are divided by their sum at
+    each pixel. They are smooth, positive, and sum to one over the tiles at every pixel; so do products of
+    two axes' weights on an image.
+
+    Returns:
+        (number of tiles, tile), float64.
+    """
+    pixels = torch.arange(tile, dtype=torch.float64) + 0.5
+    to_edge = torch.minimum(pixels, tile - pixels)
+    ramp = (to_edge / overlap).clamp(max=1) if overlap else torch.ones_like(to_edge)
+    fade = torch.sin(ramp * (math.pi / 2)) ** 2
+    positions = tile_positions(length, tile, overlap)
+    total = torch.zeros(length, dtype=torch.float64)
+    for start in positions:
+        total[start : start + tile] += fade
+    return torch.stack([fade / total[start : start + tile] for start in positions])
+
+
+class _Wrapper(nn.Module):
+    """A module around `net` that takes the images that `net` takes."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    @property
+    def img_size(self) -> tuple[int, int] | None:
+        """(H, W) of the images it takes, or None for any."""
+        return getattr(self.net, "img_size", None)
+
+    @property
+    def size_divisor(self) -> int:
+        """What height and width of an image must be divisible by."""
+        return getattr(self.net, "size_divisor", 1)
+
+    @property
+    def min_size(self) -> int:
+        """Least height and width of an image."""
+        return getattr(self.net, "min_size", 1)
+
+
+class Normalized(_Wrapper):
+    """Give the network (x - mean) / std of every image, and undo that on its output.
+
+    Mean and unbiased standard deviation are those of each image over channels, height and width, computed
+    in float32 or better. An image without variation is only centred.
+
+    Args:
+        net: the network inside.
+
+    Shapes: (B, C, H, W) -> (B, C', H, W), in the input's dtype and units.
+    """
+
+    def forward(self, image: Tensor) -> Tensor:
+        precise = image.to(torch.promote_types(image.dtype, torch.float32))
+        pixels = precise.flatten(1)
+        mean = pixels.mean(1)[:, None, None, None]
+        squares = (pixels - mean.flatten(1)).square().sum(1) / max(pixels.shape[1] - 1, 1)
+        # Replaced before the root, whose gradient at zero is infinite.
+        std = torch.where(squares > 0, squares, 1).sqrt()[:, None, None, None]
+        output = self.net(((precise - mean) / std).to(image.dtype))
+        return (output * std + mean).to(image.dtype)
+
+
+class Residual(_Wrapper):
+    """x - net(x): the network estimates what is to be removed from the image.
+
+    Args:
+        net: the network inside, with as many channels out as in.
+
+    Shapes: (B, C, H, W) -> (B, C, H, W).
+    """
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image - self.net(image)
+
+
+class AnySize(_Wrapper):
+    """Take images of any size, whatever the network takes.
+
+    An image that the network takes goes through untouched. A smaller one, or one that is not divisible, is
+    padded by reflection and the output cut. Where the network has one `img_size` and the image is larger,
+    it is cut into overlapping tiles whose outputs are blended with smooth weights that sum to one. All of
+    it is differentiable.
+
+    Args:
+        net: the network inside; `img_size` None means that it only needs `size_divisor` and `min_size`.
+        overlap: least overlap of neighbouring tiles as a fraction of a tile, in [0, 1).
+        max_tiles_per_batch: tiles that go through the network at once; bounds the memory.
+
+    Shapes: (B, C, H, W) -> (B, C', H, W).
+
+    Raises:
+        InputError: `overlap` or `max_tiles_per_batch` is out of range, or an image has no pixels.
+    """
+
+    img_size = None  # type: ignore[assignment]
+    size_divisor = 1  # type: ignore[assignment]
+    min_size = 1  # type: ignore[assignment]
+
+    def __init__(
+        self, net: nn.Module, overlap: float = 0.25, max_tiles_per_batch: int = 16
+    ) -> None:
+        super().__init__(net)
+        if not 0 <= overlap < 1:
+            raise InputError(f"overlap is {overlap}; it must lie in [0, 1)")
+        if max_tiles_per_batch < 1:
+            raise InputError(f"max_tiles_per_batch is {max_tiles_per_batch}; it must be at least 1")
+        self.overlap = overlap
+        self.max_tiles_per_batch = max_tiles_per_batch
+
+    def forward(self, image: Tensor) -> Tensor:
+        if image.ndim != 4 or 0 in image.shape:
+            raise InputError(
+                f"the image has shape {tuple(image.shape)}; (batch, channels, height, width) is needed"
+            )
+        native: tuple[int, int] | None = getattr(self.net, "img_size", None)
+        if native is None:
+            return self._padded(image)
+        if tuple(image.shape[-2:]) == tuple(native):
+            return self.net(image)
+        large, padding = pad_to(image, *native)
+        return unpad(self._tiled(large, native), padding)
+
+    def _padded(self, image: Tensor) -> Tensor:
+        divisor = getattr(self.net, "size_divisor", 1)
+        least = getattr(self.net, "min_size", 1)
+        H, W = (math.ceil(max(side, least) / divisor) * divisor for side in image.shape[-2:])
+        padded, padding = pad_to(image, H, W)
+        return unpad(self.net(padded), padding)
+
+    def _tiled(self, image: Tensor, tile: tuple[int, int]) -> Tensor:
+        """Tile by tile through the network; `image` (B, C, H, W) is at least as large as a tile."""
+        H, W = image.shape[-2:]
+        h, w = tile
+        overlaps = (int(self.overlap * h), int(self.overlap * w))
+        rows, columns = tile_positions(H, h, overlaps[0]), tile_positions(W, w, overlaps[1])
+        places = [
+            (number, y, x, i, j)
+            for number in range(image.shape[0])
+            for i, y in enumerate(rows)
+            for j, x in enumerate(columns)
+        ]
+        result: Tensor | None = None
+        for first in range(0, len(places), self.max_tiles_per_batch):
+            batch = places[first : first + self.max_tiles_per_batch]
+            outputs = self.net(
+                torch.stack([image[n, :, y : y + h, x : x + w] for n, y, x, _, _ in batch])
+            )
+            if result is None:
+                dtype = torch.promote_types(outputs.dtype, torch.float32)
+                result = outputs.new_zeros((image.shape[0], outputs.shape[1], H, W), dtype=dtype)
+                row_weights = blend_window(H, h, overlaps[0]).to(result)[:, :, None]
+                column_weights = blend_window(W, w, overlaps[1]).to(result)
+            for (n, y, x, i, j), output in zip(batch, outputs, strict=True):
+                weighted = output * row_weights[i] * column_weights[j]
+                result[n, :, y : y + h, x : x + w] += weighted
+        return result.to(outputs.dtype)
