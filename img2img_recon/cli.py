@@ -110,12 +110,18 @@ def parse_config(
     return config_class(**given)
 
 
+def one_line(error: InputError) -> str:
+    """The error's message; of one that crossed a loader process, without that process's traceback."""
+    last = str(error).strip().split("\n")[-1]
+    return last.removeprefix(f"{InputError.__module__}.{InputError.__qualname__}: ")
+
+
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Run a script's `main` and exit: 0 when done, 2 with one line on what cannot be used, 130 on Ctrl-C."""
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -11,9 +11,9 @@ class DnCNN(nn.Module):
     """A plain stack of 3 x 3 convolutions; the 17 layers of the original for `depth` 17.
 
     Convolution + ReLU, then depth - 2 times convolution + batch normalisation + ReLU, then one
-    convolution. As in the authors' code only the first convolution has a bias: the middle ones have that
-    of the normalisation. The output is the last convolution's: subtracting it from the image (residual
-    learning, as in the paper) is the task's choice.
+    convolution. As in the authors' code only the first convolution has a bias: the middle ones have
+    that of the normalisation. The output is the last convolution's: subtracting it from the image
+    (residual learning, as in the paper) is the task's choice.
 
     Args:
         in_chans: channels of the images that come in.
@@ -25,6 +25,7 @@ class DnCNN(nn.Module):
 
     Raises:
         InputError: `depth` is below 2.
+
     """
 
     img_size: tuple[int, int] | None = None
@@ -45,4 +46,5 @@ class DnCNN(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Map images (B, in_chans, H, W) to (B, out_chans, H, W)."""
         return self.layers(image)

@@ -1,4 +1,4 @@
-"""Structural similarity (SSIM) of image batches, differentiable: what MRI networks are trained on."""
+"""Structural similarity (SSIM) of image batches, differentiable."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def ssim(
 
         SSIM = (2 u_x u_y + c1) (2 v_xy + c2) / ((u_x^2 + u_y^2 + c1) (v_x + v_y + c2)),
 
-    averaged over the windows that lie inside the image and over channels (Wang et al., IEEE TIP 2004). The
-    same as fastMRI's. Computed in float32 or better, under autocast too, and on x / L, so that intensities
-    may be tiny.
+    averaged over the windows that lie inside the image and over channels (Wang et al., IEEE TIP
+    2004). The same as fastMRI's. Computed in float32 or better, under autocast too, and on x / L,
+    so that intensities may be tiny.
 
     Args:
         x: images (B, C, H, W), H and W at least `window_size`.
@@ -41,6 +41,7 @@ def ssim(
 
     Raises:
         InputError: shapes differ or do not fit, or the image is smaller than the window.
+
     """
     if x.shape != y.shape or x.ndim != 4:
         raise InputError(
@@ -49,8 +50,8 @@ def ssim(
         )
     if not 2 <= window_size <= min(x.shape[-2:]):
         raise InputError(
-            f"window_size is {window_size}; for images of {x.shape[-2]} x {x.shape[-1]} it must lie "
-            f"between 2 and {min(x.shape[-2:])}"
+            f"window_size is {window_size}; for images of {x.shape[-2]} x {x.shape[-1]} it must "
+            f"lie between 2 and {min(x.shape[-2:])}"
         )
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     span = torch.as_tensor(data_range, dtype=dtype, device=x.device)
@@ -93,6 +94,7 @@ class SSIMLoss(nn.Module):
         window_size: side of the window in pixels.
         k1: constant that stabilises the luminance term.
         k2: constant that stabilises the contrast-structure term.
+
     """
 
     def __init__(self, window_size: int = 7, k1: float = 0.01, k2: float = 0.03) -> None:
@@ -100,4 +102,5 @@ class SSIMLoss(nn.Module):
         self.window_size, self.k1, self.k2 = window_size, k1, k2
 
     def forward(self, x: Tensor, y: Tensor, data_range: Tensor | float) -> Tensor:
+        """Compute 1 - mean SSIM, a scalar."""
         return ssim_loss(x, y, data_range, self.window_size, self.k1, self.k2)

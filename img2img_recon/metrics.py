@@ -1,7 +1,7 @@
-"""Scores of a reconstructed volume, as `fastmri.evaluate` computes them, with an explicit data range.
+"""Scores of a reconstructed volume, those of `fastmri.evaluate`, with an explicit data range.
 
-Volumes are (slices, H, W), real. `data_range` is always an argument: fastMRI's convention is the maximum of
-the target volume, and the caller says so with `data_range=target.max()`.
+Volumes are (slices, H, W), real. `data_range` is always an argument: fastMRI's convention is the
+maximum of the target volume, and the caller says so with `data_range=target.max()`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def _check_volumes(target: Volume, prediction: Volume) -> None:
             raise InputError(f"{name} is complex; its magnitude is needed")
     if target.shape != prediction.shape:
         raise InputError(
-            f"target has shape {target.shape} and prediction {prediction.shape}; they must be the same"
+            f"target has shape {target.shape} and prediction {prediction.shape}; "
+            "they must be the same"
         )
 
 
@@ -38,6 +39,7 @@ def nmse(target: Volume, prediction: Volume) -> float:
 
     Raises:
         InputError: the volumes do not fit together, or the target is all zeros.
+
     """
     _check_volumes(target, prediction)
     # float64, because the squares of fastMRI's intensities (1e-6 and less) are tiny.
@@ -49,12 +51,13 @@ def nmse(target: Volume, prediction: Volume) -> float:
 
 
 def psnr(target: Volume, prediction: Volume, *, data_range: float) -> float:
-    """Peak signal-to-noise ratio of the whole volume in dB, 10 log10(data_range^2 / mean squared error).
+    """Peak signal-to-noise ratio of the whole volume in dB.
 
-    Infinite for equal volumes.
+    10 log10(data_range^2 / mean squared error); infinite for equal volumes.
 
     Raises:
         InputError: the volumes do not fit together, or `data_range` is not positive.
+
     """
     _check_volumes(target, prediction)
     _check_range(data_range)
@@ -66,7 +69,9 @@ def ssim(target: Volume, prediction: Volume, *, data_range: float) -> float:
     """Structural similarity, 7 x 7 uniform window, averaged over slices; 1 is perfect.
 
     Raises:
-        InputError: the volumes do not fit together, a side is below 7, or `data_range` is not positive.
+        InputError: the volumes do not fit together, a side is below 7, or `data_range` is not
+            positive.
+
     """
     from skimage.metrics import structural_similarity
 
@@ -91,6 +96,7 @@ def volume_scores(target: Volume, prediction: Volume, *, data_range: float) -> d
         target: the reference, (slices, H, W).
         prediction: the reconstruction, same shape and units.
         data_range: span of the values; fastMRI takes `target.max()`.
+
     """
     return {
         "nmse": nmse(target, prediction),

@@ -61,8 +61,10 @@ class Img2ImgMixer(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         check_image(image, self.in_chans, self.img_size)
         volume = self.mixer_layers(self.patch_embed(image))  # (B, H/P, W/P, C)
-        pixels = self.output(self.patch_expand(volume))  # (B, H, W, out_chans)
-        return pixels.permute(0, 3, 1, 2).contiguous()
+        # Mapping every pixel to the image's channels before the pixels are laid out moves out_chans
+        # numbers a pixel instead of embed_dim.
+        cells = self.output(self.patch_expand.cells(volume))  # (B, H/P, W/P, P, P, out_chans)
+        return self.patch_expand.interleave(cells).permute(0, 3, 1, 2).contiguous()
 
 
 def image_size(img_size: int | tuple[int, int], divisor: int) -> tuple[int, int]:

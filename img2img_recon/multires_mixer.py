@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from img2img_recon.errors import InputError
 from img2img_recon.mixer import check_image, image_size
 from img2img_recon.mixing import MixerLayer
 from img2img_recon.patches import PatchEmbed, PatchExpand, PatchMerge
@@ -15,8 +16,8 @@ class MultiResMixer(nn.Module):
     """Mixer layers on four grids, from H/P x W/P with C channels to H/8P x W/8P with 8C channels.
 
     Every level holds one layer for the way down and one for the way up, and each of them is applied
-    twice with the same weights. On the way up, a level starts from the sum of the expanded coarser
-    volume and the volume that its way down ended with.
+    twice with the same weights. On the way up, a level ends by adding the volume that its way down
+    ended with.
 
     Args:
         img_size: height and width of the images, or one number for both. The weights of height and
@@ -31,6 +32,7 @@ class MultiResMixer(nn.Module):
 
     Raises:
         InputError: `img_size` is not divisible by 8P, or an image of another size comes in.
+
     """
 
     def __init__(
@@ -44,7 +46,12 @@ class MultiResMixer(nn.Module):
     ) -> None:
         super().__init__()
         self.size_divisor = patch_size * 2 ** (LEVELS - 1)
-        self.img_size = image_size(img_size, self.size_divisor)
+        self.img_size = image_size(img_size, patch_size)
+        if self.img_size[0] % self.size_divisor or self.img_size[1] % self.size_divisor:
+            raise InputError(
+                f"img_size {self.img_size[0]} x {self.img_size[1]} is not divisible by "
+                f"{self.size_divisor}, {2 ** (LEVELS - 1)} patches of {patch_size} pixels"
+            )
         self.in_chans = in_chans
         grid = (self.img_size[0] // patch_size, self.img_size[1] // patch_size)
 
@@ -68,6 +75,7 @@ class MultiResMixer(nn.Module):
         self.output = nn.Linear(embed_dim, out_chans, bias=False)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Map images (B, in_chans, H, W) to (B, out_chans, H, W)."""
         check_image(image, self.in_chans, self.img_size)
         x = self.patch_embed(image)  # (B, H/P, W/P, C)
         kept = []
@@ -79,7 +87,7 @@ class MultiResMixer(nn.Module):
         x = coarsest(coarsest(x))  # (B, H/8P, W/8P, 8C)
         x = self.up_layers[-1](self.up_layers[-1](x))
         for level in reversed(range(LEVELS - 1)):
-            x = self.expands[level](x) + kept[level]  # twice the size, half the channels
-            x = self.up_layers[level](self.up_layers[level](x))
+            x = self.expands[level](x)  # twice the size, half the channels
+            x = self.up_layers[level](self.up_layers[level](x)) + kept[level]
         pixels = self.output(self.patch_expand(x))  # (B, H, W, out_chans)
         return pixels.permute(0, 3, 1, 2).contiguous()

@@ -19,6 +19,7 @@ class OriginalMixerLayer(nn.Module):
         channels_mlp_dim: hidden width of the MLP over channels.
 
     Shapes: (B, T, C) -> (B, T, C).
+
     """
 
     def __init__(
@@ -31,16 +32,17 @@ class OriginalMixerLayer(nn.Module):
         self.channel_mixing = AxisMLP(embed_dim, channels_mlp_dim, axis=-1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (B, T, C) to (B, T, C)."""
         x = x + self.token_mixing(self.token_norm(x))
         return x + self.channel_mixing(self.channel_norm(x))
 
 
 class OriginalMixer(nn.Module):
-    """Patches as a flat list of tokens, mixed along tokens and channels, each mapped back to a patch.
+    """Patches as a flat list of tokens, mixed along tokens and channels, then mapped back.
 
     Args:
-        img_size: height and width of the images, or one number for both. The weights of token mixing
-            belong to this size.
+        img_size: height and width of the images, or one number for both. The weights of token
+            mixing belong to this size.
         in_chans: channels of the images that come in.
         out_chans: channels of the images that go out.
         patch_size: P, side of a patch in pixels; divides both sides of `img_size`.
@@ -52,8 +54,9 @@ class OriginalMixer(nn.Module):
     Shapes: (B, in_chans, H, W) -> (B, out_chans, H, W).
 
     Raises:
-        InputError: `img_size` is not divisible by `patch_size`, a size is not positive, or an image of
-            another size comes in.
+        InputError: `img_size` is not divisible by `patch_size`, a size is not positive, or an image
+            of another size comes in.
+
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class OriginalMixer(nn.Module):
         self.output = nn.ConvTranspose2d(embed_dim, out_chans, patch_size, stride=patch_size)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Map images (B, in_chans, H, W) to (B, out_chans, H, W)."""
         check_image(image, self.in_chans, self.img_size)
         tokens = self.patch_embed(image).flatten(1, 2)  # (B, H/P * W/P, C)
         tokens = self.norm(self.mixer_layers(tokens))

@@ -55,11 +55,17 @@ class PatchExpand(nn.Module):
         self.norm = nn.LayerNorm(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.interleave(self.cells(x))
+
+    def cells(self, x: Tensor) -> Tensor:
+        """The new cells, normalised, still gathered by the cell they came from: (B, H, W, s, s, out_dim)."""
         B, H, W, _ = x.shape
-        s = self.scale
-        # Normalising before the cells are moved lets LayerNorm read contiguous rows.
-        cells = self.norm(self.expand(x).view(B, H, W, s, s, -1))
-        return cells.permute(0, 1, 3, 2, 4, 5).reshape(B, H * s, W * s, -1)
+        return self.norm(self.expand(x).view(B, H, W, self.scale, self.scale, -1))
+
+    def interleave(self, cells: Tensor) -> Tensor:
+        """Lay gathered cells (B, H, W, s, s, any) out as a volume (B, H * s, W * s, any)."""
+        B, H, W, s, _, dim = cells.shape
+        return cells.permute(0, 1, 3, 2, 4, 5).reshape(B, H * s, W * s, dim)
 
 
 class PatchMerge(nn.Module):

@@ -17,13 +17,15 @@ class UNet(nn.Module):
         num_pool_layers: number of poolings, each halving height and width.
         drop_prob: probability of dropping a channel in training.
 
-    Shapes: (B, in_chans, H, W) -> (B, out_chans, H, W). Odd sizes work, because the network pads inside;
+    Shapes: (B, in_chans, H, W) -> (B, out_chans, H, W). Odd sizes work, because the network pads
+        inside;
     both sides must be at least 2^num_pool_layers and one of them twice that, so that instance
     normalisation has more than one pixel to look at on the coarsest grid.
 
     Raises:
         InputError: a number is out of range, or an image too small comes in.
         ImportError: `fastmri` is not installed.
+
     """
 
     img_size: tuple[int, int] | None = None
@@ -52,10 +54,11 @@ class UNet(nn.Module):
         self.unet = Unet(in_chans, out_chans, chans, num_pool_layers, drop_prob)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Map images (B, in_chans, H, W) to (B, out_chans, H, W)."""
         shorter, longer = sorted(image.shape[-2:])
         if shorter < self.min_size // 2 or longer < self.min_size:
             raise InputError(
-                f"the image has shape {tuple(image.shape)}; {self.min_size} x {self.min_size} is the "
-                "least that this U-Net takes (AnySize pads what is smaller)"
+                f"the image has shape {tuple(image.shape)}; this U-Net takes {self.min_size} x "
+                f"{self.min_size} or more (AnySize pads what is smaller)"
             )
         return self.unet(image)

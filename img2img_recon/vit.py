@@ -20,6 +20,7 @@ class Attention(nn.Module):
         num_heads: number of heads; the scale is (C / num_heads)^-0.5.
 
     Shapes: (B, T, C) -> (B, T, C).
+
     """
 
     def __init__(self, embed_dim: int, num_heads: int) -> None:
@@ -29,6 +30,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (B, T, C) to (B, T, C)."""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.num_heads, C // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, C / heads)
@@ -45,6 +47,7 @@ class TransformerBlock(nn.Module):
         mlp_ratio: hidden width of the MLP as a multiple of C.
 
     Shapes: (B, T, C) -> (B, T, C).
+
     """
 
     def __init__(self, embed_dim: int, num_heads: int, mlp_ratio: int) -> None:
@@ -55,6 +58,7 @@ class TransformerBlock(nn.Module):
         self.mlp = AxisMLP(embed_dim, mlp_ratio * embed_dim, axis=-1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (B, T, C) to (B, T, C)."""
         x = x + self.attention(self.attention_norm(x))
         return x + self.mlp(self.mlp_norm(x))
 
@@ -62,8 +66,8 @@ class TransformerBlock(nn.Module):
 class VisionTransformer(nn.Module):
     """Patches with a positional embedding, transformer blocks, and a linear map back to each patch.
 
-    Takes images of any size: they are padded with zeros to whole patches, evenly on both sides with the
-    larger half right and below, and the positional embedding is interpolated to their grid.
+    Takes images of any size: they are padded with zeros to whole patches, evenly on both sides with
+    the larger half right and below, and the positional embedding is interpolated to their grid.
 
     Args:
         img_size: height and width, or one number for both, of the images whose grid of patches the
@@ -79,8 +83,9 @@ class VisionTransformer(nn.Module):
     Shapes: (B, in_chans, H, W) -> (B, out_chans, H, W).
 
     Raises:
-        InputError: `embed_dim` is not divisible by `num_heads`, `img_size` is smaller than a patch, or
-            an image with another number of channels comes in.
+        InputError: `embed_dim` is not divisible by `num_heads`, `img_size` is smaller than a patch,
+            or an image with another number of channels comes in.
+
     """
 
     img_size: tuple[int, int] | None = None
@@ -103,7 +108,7 @@ class VisionTransformer(nn.Module):
         height, width = image_size(img_size, 1)
         if min(height, width) < patch_size:
             raise InputError(
-                f"img_size {height} x {width} is smaller than a patch of {patch_size} x {patch_size}"
+                f"img_size {height} x {width} is smaller than a patch, {patch_size} x {patch_size}"
             )
         self.in_chans = in_chans
         self.out_chans = out_chans
@@ -119,7 +124,7 @@ class VisionTransformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Weights from a normal distribution of standard deviation 0.02, as transformers want them."""
+        """Draw weights with standard deviation 0.02, as is usual for transformers."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -128,13 +133,14 @@ class VisionTransformer(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
-        """The positional embedding on a grid of (H, W) patches, channels-last: (1, H, W, C)."""
-        embedding = self.pos_embed
+        """Interpolate the positional embedding to a grid of (H, W) patches: (1, H, W, C)."""
+        embedding: Tensor = self.pos_embed
         if embedding.shape[2:] != grid:
             embedding = F.interpolate(embedding, size=grid, mode="bilinear", align_corners=False)
         return embedding.permute(0, 2, 3, 1)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Map images (B, in_chans, H, W) to (B, out_chans, H, W)."""
         if image.ndim != 4 or image.shape[1] != self.in_chans:
             raise InputError(
                 f"the image has shape {tuple(image.shape)}; this network takes (batch, "

@@ -1,20 +1,20 @@
 """Modules around a network: normalise the image, subtract the output, take images of any size.
 
-A network here maps (B, C, H, W) to (B, C', H, W) and says what it takes with two attributes: `img_size`,
-the one (H, W) it works on or None for any, and `size_divisor`, what both sides must be divisible by. One
-that needs a least size has `min_size` too. The wrappers pass these on, so that they can be nested. For MRI
-the order is `Normalized(AnySize(net))`: the statistics are those of the real image, without padding, and
-the same for all of its tiles.
+A network here maps (B, C, H, W) to (B, C', H, W) and says what it takes with two attributes:
+`img_size`, the one (H, W) it works on or None for any, and `size_divisor`, what both sides must be
+divisible by. One that needs a least size has `min_size` too. The wrappers pass these on, so that
+they can be nested. For MRI the order is `Normalized(AnySize(net))`: the statistics are those of the
+real image, without padding, and the same for all of its tiles.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from img2img_recon.errors import InputError
 
@@ -40,8 +40,8 @@ def _reflected(length: int, before: int, after: int, device: torch.device) -> Te
 def pad_to(image: Tensor, height: int, width: int) -> tuple[Tensor, Padding]:
     """Pad an image by reflection to at least `height` x `width`.
 
-    The padding is split evenly, the larger half below and right, and does not repeat the border pixel.
-    It may be longer than the image, which is then reflected again and again.
+    The padding is split evenly, the larger half below and right, and does not repeat the border
+    pixel. It may be longer than the image, which is then reflected again and again.
 
     Args:
         image: (..., H, W).
@@ -50,6 +50,7 @@ def pad_to(image: Tensor, height: int, width: int) -> tuple[Tensor, Padding]:
 
     Returns:
         The padded image (..., max(H, height), max(W, width)) and what `unpad` needs to undo it.
+
     """
     H, W = image.shape[-2:]
     extra_height, extra_width = max(height - H, 0), max(width - W, 0)
@@ -80,6 +81,7 @@ def tile_positions(length: int, tile: int, overlap: int) -> list[int]:
 
     Returns:
         Increasing positions; the first is 0, the last is length - tile.
+
     """
     if not 0 <= overlap < tile <= length:
         raise InputError(
@@ -93,12 +95,13 @@ def tile_positions(length: int, tile: int, overlap: int) -> list[int]:
 def blend_window(length: int, tile: int, overlap: int) -> Tensor:
     """Weight of every pixel of every tile on an axis, for `tile_positions(length, tile, overlap)`.
 
-    Each tile fades in and out over `overlap` pixels as sin^2, and the weights are divided by their sum at
-    each pixel. They are smooth, positive, and sum to one over the tiles at every pixel; so do products of
-    two axes' weights on an image.
+    Each tile fades in and out over `overlap` pixels as sin^2, and the weights are divided by their
+    sum at each pixel. They are smooth, positive, and sum to one over the tiles at every pixel; so
+    do products of two axes' weights on an image.
 
     Returns:
         (number of tiles, tile), float64.
+
     """
     pixels = torch.arange(tile, dtype=torch.float64) + 0.5
     to_edge = torch.minimum(pixels, tile - pixels)
@@ -137,23 +140,25 @@ class _Wrapper(nn.Module):
 class Normalized(_Wrapper):
     """Give the network (x - mean) / std of every image, and undo that on its output.
 
-    Mean and unbiased standard deviation are those of each image over channels, height and width, computed
-    in float32 or better. An image without variation is only centred.
+    Mean and unbiased standard deviation are those of each image over channels, height and width,
+    computed in float32 or better. An image without variation is only centred.
 
     Args:
         net: the network inside.
 
     Shapes: (B, C, H, W) -> (B, C', H, W), in the input's dtype and units.
+
     """
 
     def forward(self, image: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to (B, C', H, W)."""
         precise = image.to(torch.promote_types(image.dtype, torch.float32))
-        pixels = precise.flatten(1)
-        mean = pixels.mean(1)[:, None, None, None]
-        squares = (pixels - mean.flatten(1)).square().sum(1) / max(pixels.shape[1] - 1, 1)
-        # Replaced before the root, whose gradient at zero is infinite.
-        std = torch.where(squares > 0, squares, 1).sqrt()[:, None, None, None]
-        output = self.net(((precise - mean) / std).to(image.dtype))
+        centred = precise - (mean := precise.mean((1, 2, 3), keepdim=True))
+        degrees = max(image[0].numel() - 1, 1)
+        variance = centred.square().sum((1, 2, 3), keepdim=True) / degrees
+        # Zero is replaced before the root, whose gradient there is infinite.
+        std = torch.where(variance > 0, variance, 1).sqrt()  # (B, 1, 1, 1)
+        output = self.net((centred / std).to(image.dtype))
         return (output * std + mean).to(image.dtype)
 
 
@@ -164,22 +169,25 @@ class Residual(_Wrapper):
         net: the network inside, with as many channels out as in.
 
     Shapes: (B, C, H, W) -> (B, C, H, W).
+
     """
 
     def forward(self, image: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to (B, C, H, W)."""
         return image - self.net(image)
 
 
 class AnySize(_Wrapper):
     """Take images of any size, whatever the network takes.
 
-    An image that the network takes goes through untouched. A smaller one, or one that is not divisible, is
-    padded by reflection and the output cut. Where the network has one `img_size` and the image is larger,
-    it is cut into overlapping tiles whose outputs are blended with smooth weights that sum to one. All of
-    it is differentiable.
+    An image that the network takes goes through untouched. A smaller one, or one that is not
+    divisible, is padded by reflection and the output cut. Where the network has one `img_size` and
+    the image is larger, it is cut into overlapping tiles whose outputs are blended with smooth
+    weights that sum to one. All of it is differentiable.
 
     Args:
-        net: the network inside; `img_size` None means that it only needs `size_divisor` and `min_size`.
+        net: the network inside; `img_size` None means that it only needs `size_divisor` and
+            `min_size`.
         overlap: least overlap of neighbouring tiles as a fraction of a tile, in [0, 1).
         max_tiles_per_batch: tiles that go through the network at once; bounds the memory.
 
@@ -187,11 +195,12 @@ class AnySize(_Wrapper):
 
     Raises:
         InputError: `overlap` or `max_tiles_per_batch` is out of range, or an image has no pixels.
+
     """
 
-    img_size = None  # type: ignore[assignment]
-    size_divisor = 1  # type: ignore[assignment]
-    min_size = 1  # type: ignore[assignment]
+    img_size = None
+    size_divisor = 1
+    min_size = 1
 
     def __init__(
         self, net: nn.Module, overlap: float = 0.25, max_tiles_per_batch: int = 16
@@ -205,17 +214,18 @@ class AnySize(_Wrapper):
         self.max_tiles_per_batch = max_tiles_per_batch
 
     def forward(self, image: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to (B, C', H, W)."""
         if image.ndim != 4 or 0 in image.shape:
             raise InputError(
-                f"the image has shape {tuple(image.shape)}; (batch, channels, height, width) is needed"
+                f"the image has shape {tuple(image.shape)}; "
+                "(batch, channels, height, width) is needed"
             )
         native: tuple[int, int] | None = getattr(self.net, "img_size", None)
         if native is None:
             return self._padded(image)
-        if tuple(image.shape[-2:]) == tuple(native):
-            return self.net(image)
         large, padding = pad_to(image, *native)
-        return unpad(self._tiled(large, native), padding)
+        fits = tuple(large.shape[-2:]) == tuple(native)
+        return unpad(self.net(large) if fits else self._tiled(large, native), padding)
 
     def _padded(self, image: Tensor) -> Tensor:
         divisor = getattr(self.net, "size_divisor", 1)
@@ -225,29 +235,27 @@ class AnySize(_Wrapper):
         return unpad(self.net(padded), padding)
 
     def _tiled(self, image: Tensor, tile: tuple[int, int]) -> Tensor:
-        """Tile by tile through the network; `image` (B, C, H, W) is at least as large as a tile."""
+        """Send `image` (B, C, H, W), no smaller than a tile, through the network tile by tile."""
         H, W = image.shape[-2:]
         h, w = tile
         overlaps = (int(self.overlap * h), int(self.overlap * w))
         rows, columns = tile_positions(H, h, overlaps[0]), tile_positions(W, w, overlaps[1])
-        places = [
-            (number, y, x, i, j)
-            for number in range(image.shape[0])
-            for i, y in enumerate(rows)
-            for j, x in enumerate(columns)
-        ]
-        result: Tensor | None = None
+        row_weights = blend_window(H, h, overlaps[0]).to(image.device)
+        column_weights = blend_window(W, w, overlaps[1]).to(image.device)
+        places = list(product(range(image.shape[0]), range(len(rows)), range(len(columns))))
+        blended, dtype = image.new_zeros(0), image.dtype
         for first in range(0, len(places), self.max_tiles_per_batch):
-            batch = places[first : first + self.max_tiles_per_batch]
-            outputs = self.net(
-                torch.stack([image[n, :, y : y + h, x : x + w] for n, y, x, _, _ in batch])
-            )
-            if result is None:
-                dtype = torch.promote_types(outputs.dtype, torch.float32)
-                result = outputs.new_zeros((image.shape[0], outputs.shape[1], H, W), dtype=dtype)
-                row_weights = blend_window(H, h, overlaps[0]).to(result)[:, :, None]
-                column_weights = blend_window(W, w, overlaps[1]).to(result)
+            batch = [
+                (number, slice(rows[i], rows[i] + h), slice(columns[j], columns[j] + w), i, j)
+                for number, i, j in places[first : first + self.max_tiles_per_batch]
+            ]
+            outputs = self.net(torch.stack([image[n, :, y, x] for n, y, x, _, _ in batch]))
+            if first == 0:
+                # Only the output says how many channels there are, and under autocast which dtype.
+                dtype, chans = outputs.dtype, outputs.shape[1]
+                sums = torch.promote_types(dtype, torch.float32)
+                blended = outputs.new_zeros((image.shape[0], chans, H, W), dtype=sums)
             for (n, y, x, i, j), output in zip(batch, outputs, strict=True):
-                weighted = output * row_weights[i] * column_weights[j]
-                result[n, :, y : y + h, x : x + w] += weighted
-        return result.to(outputs.dtype)
+                weights = torch.outer(row_weights[i], column_weights[j]).to(blended.dtype)
+                blended[n, :, y, x] += output * weights
+        return blended.to(dtype)

@@ -1,0 +1,294 @@
+"""Slices of fastMRI volumes for training, validation and reconstruction.
+
+Unlike fastMRI's `SliceDataset` it keeps files open between slices, lists only volumes, and never assumes that
+the slices of a set, or of a batch, share one size.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import h5py
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from fastmri_plugin.volumes import TARGET_KEYS, Challenge, VolumeInfo
+from img2img_recon.errors import InputError
+from img2img_recon.training import seed_of
+
+MAX_OPEN_FILES = 8
+
+
+class SliceKey(NamedTuple):
+    """Which slice, and in which epoch; the epoch seeds what is random about it."""
+
+    index: int
+    epoch: int
+
+
+class _OpenVolume:
+    """An open file with its datasets looked up once."""
+
+    def __init__(self, info: VolumeInfo, target_key: str) -> None:
+        try:
+            self.file = h5py.File(info.path, "r")
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{info.path}: cannot be opened ({reason})") from None
+        self.kspace = self.file["kspace"]
+        self.mask = self.file["mask"][()] if info.has_mask else None
+        self.target = self.file[target_key] if info.target_shape else None
+
+
+class SliceDataset(Dataset):
+    """The slices of volumes, read from disk and transformed.
+
+    Args:
+        volumes: the volumes, in order.
+        challenge: single- or multi-coil.
+        transform: fastMRI's signature (kspace, mask, target, attrs, fname, slice_num) -> sample.
+        seed: seeds the transform's mask function per slice and epoch.
+        slices: (volume, slice) pairs to keep; all by default.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[VolumeInfo],
+        challenge: Challenge,
+        transform: Callable[..., Any],
+        seed: int = 0,
+        slices: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        self.volumes = list(volumes)
+        self.target_key = TARGET_KEYS[challenge]
+        self.transform = transform
+        seeded_by_name = getattr(transform, "use_seed", True)
+        self.random_mask = None if seeded_by_name else getattr(transform, "mask_func", None)
+        self.seed = seed
+        self.slices = list(slices) if slices is not None else all_slices(self.volumes)
+        self._open: OrderedDict[int, _OpenVolume] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # HDF5 handles do not travel to worker processes; each opens its own.
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def _volume(self, number: int) -> _OpenVolume:
+        if number in self._open:
+            self._open.move_to_end(number)
+            return self._open[number]
+        if len(self._open) >= MAX_OPEN_FILES:
+            self._open.popitem(last=False)[1].file.close()
+        self._open[number] = _OpenVolume(self.volumes[number], self.target_key)
+        return self._open[number]
+
+    def __getitem__(self, key: int | SliceKey) -> Any:
+        index, epoch = key if isinstance(key, tuple) else (key, 0)
+        number, slice_num = self.slices[index]
+        info = self.volumes[number]
+        volume = self._volume(number)
+        try:
+            kspace = volume.kspace[slice_num]
+            target = None if volume.target is None else volume.target[slice_num]
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{info.path}: slice {slice_num} cannot be read ({reason})") from None
+        attrs = {
+            "padding_left": info.padding[0],
+            "padding_right": info.padding[1],
+            "recon_size": (*info.recon_size, 1),
+            "acquisition": info.acquisition,
+            "max": info.max_value,
+        }
+        if self.random_mask is not None:
+            # fastMRI's training masks come from a generator that nobody seeds.
+            self.random_mask.rng.seed(seed_of("mask", self.seed, epoch, info.name, slice_num))
+        return self.transform(kspace, volume.mask, target, attrs, info.name, slice_num)
+
+
+def all_slices(volumes: Sequence[VolumeInfo]) -> list[tuple[int, int]]:
+    """Every (volume, slice) pair, in order."""
+    return [(v, s) for v, info in enumerate(volumes) for s in range(info.num_slices)]
+
+
+def sample_slices(
+    volumes: Sequence[VolumeInfo],
+    sample_rate: float | None,
+    volume_sample_rate: float | None,
+    seed: int,
+) -> list[tuple[int, int]]:
+    """A seeded share of the slices, or of the volumes; of two rates the smaller one's choice lies in the larger's."""
+    pairs = all_slices(volumes)
+    if sample_rate is not None:
+        order = list(range(len(pairs)))
+        random.Random(seed).shuffle(order)
+        return [pairs[i] for i in sorted(order[: max(round(len(pairs) * sample_rate), 1)])]
+    if volume_sample_rate is not None:
+        order = list(range(len(volumes)))
+        random.Random(seed).shuffle(order)
+        kept = set(order[: max(round(len(volumes) * volume_sample_rate), 1)])
+        return [pair for pair in pairs if pair[0] in kept]
+    return pairs
+
+
+class _EpochHolder:
+    """What Lightning tells the epoch to."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+class TrainBatches:
+    """Batches of slices of one shape, shuffled anew each epoch, split evenly over the processes.
+
+    Args:
+        dataset: whose slices to draw.
+        batch_size: slices per batch; the last one of each shape may be smaller.
+        seed: with the epoch, seeds the order.
+        rank: this process.
+        world_size: processes; each gets equally many batches (a few are given twice if need be).
+        skip: batches of the first epoch that a resumed run has already seen.
+    """
+
+    def __init__(
+        self,
+        dataset: SliceDataset,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        skip: int = 0,
+    ) -> None:
+        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
+        self.skip = skip
+        self.sampler = _EpochHolder()
+        self.groups: dict[tuple, list[int]] = {}
+        for index, (number, _) in enumerate(dataset.slices):
+            info = dataset.volumes[number]
+            shape = (info.kspace_shape[1:], info.image_size, info.target_shape and info.target_shape[1:])
+            self.groups.setdefault(shape, []).append(index)
+
+    def __len__(self) -> int:
+        total = sum(-(-len(group) // self.batch_size) for group in self.groups.values())
+        return -(-total // self.world_size)
+
+    def __iter__(self) -> Iterator[list[SliceKey]]:
+        epoch = self.sampler.epoch
+        draw = random.Random(seed_of("order", self.seed, epoch))
+        batches = []
+        for group in self.groups.values():
+            order = draw.sample(group, len(group))
+            batches += [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        draw.shuffle(batches)
+        wanted = len(self) * self.world_size
+        batches += [batches[i % len(batches)] for i in range(wanted - len(batches))]
+        skip, self.skip = self.skip, 0
+        for batch in batches[self.rank :: self.world_size][skip:]:
+            yield [SliceKey(index, epoch) for index in batch]
+
+
+class VolumeBatches:
+    """Batches of consecutive slices of one volume; whole volumes are dealt out to the processes.
+
+    The largest volumes are dealt first, each to the process with the fewest slices so far. Nothing is
+    given twice, so scores over all processes are those of one process.
+    """
+
+    def __init__(
+        self, dataset: SliceDataset, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        volumes: dict[int, list[int]] = {}
+        for index, (number, _) in enumerate(dataset.slices):
+            volumes.setdefault(number, []).append(index)
+        loads = [0] * world_size
+        own: list[int] = []
+        for number in sorted(volumes, key=lambda v: -len(volumes[v])):
+            process = loads.index(min(loads))
+            loads[process] += len(volumes[number])
+            if process == rank:
+                own.append(number)
+        self.batches = [
+            volumes[number][i : i + batch_size]
+            for number in sorted(own)
+            for i in range(0, len(volumes[number]), batch_size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _loader(dataset: SliceDataset, batches: Any, num_workers: int) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        worker_init_fn=_one_thread,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        # Its own generator: Lightning or not, making an iterator must not draw from the network's.
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def volume_loader(dataset: SliceDataset, batch_size: int, num_workers: int) -> DataLoader:
+    """Every slice once, volume by volume, in order."""
+    return _loader(dataset, VolumeBatches(dataset, batch_size), num_workers)
+
+
+@dataclass
+class SliceDataModule(pl.LightningDataModule):
+    """Training and validation loaders for Lightning, for one process or many, resumable within an epoch."""
+
+    train: SliceDataset
+    val: SliceDataset
+    batch_size: int
+    num_workers: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        # A process without a volume of its own validates nothing and takes part in the sums.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches from where the run was interrupted, or from the epoch's start."""
+        trainer = self.trainer
+        assert trainer is not None
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        skip = progress.processed if trainer.fit_loop.restarting else 0
+        batches = TrainBatches(
+            self.train, self.batch_size, self.seed, trainer.global_rank, trainer.world_size, skip
+        )
+        return _loader(self.train, batches, self.num_workers)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """Whole volumes; in a list, where fastMRI's modules look for it."""
+        trainer = self.trainer
+        assert trainer is not None
+        batches = VolumeBatches(self.val, self.batch_size, trainer.global_rank, trainer.world_size)
+        return [_loader(self.val, batches, self.num_workers)]
+
+
+def most_common_size(volumes: Sequence[VolumeInfo]) -> tuple[int, int]:
+    """The image size (H, W) that most slices have."""
+    counts: dict[tuple[int, int], int] = {}
+    for info in volumes:
+        counts[info.image_size] = counts.get(info.image_size, 0) + info.num_slices
+    return max(counts, key=lambda size: (counts[size], size))
+

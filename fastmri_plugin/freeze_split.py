@@ -1,0 +1,348 @@
+"""Freeze a test split: masks are drawn once, stored with the k-space, and targets are kept apart.
+
+    python fastmri_plugin/freeze_split.py --data_path DATA --challenge singlecoil --out DIR
+    python fastmri_plugin/freeze_split.py --verify DIR
+
+The public fastMRI leaderboard is offline; such a split stands in for it. It holds
+
+    DIR/{challenge}_test/NAME.h5          masked k-space, mask, header, acceleration; no target
+    DIR/targets/{challenge}_test/NAME.h5  what the scorer compares with
+    DIR/MANIFEST.json                     checksums of files and sources, parameters of masks
+
+A volume's mask is the one that fastMRI draws for it in validation, from its name and acceleration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+
+from fastmri_plugin.volumes import (
+    TARGET_KEYS,
+    Challenge,
+    VolumeInfo,
+    list_volumes,
+    open_volume,
+    split_folder,
+)
+from img2img_recon.cli import flag, parse_config, run_script
+from img2img_recon.errors import InputError
+from img2img_recon.files import atomic_path, make_folder_once, write_json
+from img2img_recon.progress import Track, bar, silent
+
+MANIFEST = "MANIFEST.json"
+MANIFEST_VERSION = 1
+FROZEN_MASK_TYPES = ("random", "equispaced_fraction")
+
+
+@dataclass(frozen=True)
+class FreezeConfig:
+    """Make a test split with stored masks from fully sampled volumes, or verify one.
+
+    Give --data_path, --challenge and --out to make a split, or only --verify.
+    """
+
+    data_path: Path | None = flag(None, help="fastMRI data folder with {challenge}_{split}")
+    challenge: Challenge | None = flag(None, help="whether volumes have a coil axis")
+    out: Path | None = flag(None, help="folder to make; must not exist")
+    split: str = flag("val", help="fully sampled split to freeze")
+    accel: tuple[int, ...] = flag((4, 8), help="accelerations to deal out evenly, one per volume")
+    center_fractions: tuple[float, ...] | None = flag(
+        None, help="share of the columns kept at the centre, per acceleration; default: 0.32/accel"
+    )
+    mask_type: Literal["random", "equispaced_fraction"] = flag("random", help="fastMRI's mask type")
+    seed: int = flag(0, help="seed that deals the accelerations out")
+    verify: Path | None = flag(None, help="frozen folder to check against its manifest")
+
+    def __post_init__(self) -> None:
+        needed = {"--data_path": self.data_path, "--challenge": self.challenge, "--out": self.out}
+        if self.verify is not None:
+            if any(value is not None for value in needed.values()):
+                raise InputError(f"--verify: give it alone, without {', '.join(needed)}")
+            return
+        for name, value in needed.items():
+            if value is None:
+                raise InputError(f"{name}: needed, unless --verify is given")
+        if self.challenge not in TARGET_KEYS:
+            raise InputError(
+                f"--challenge: given {self.challenge}, allowed: {', '.join(TARGET_KEYS)}"
+            )
+        if self.mask_type not in FROZEN_MASK_TYPES:
+            raise InputError(
+                f"--mask_type: given {self.mask_type}, allowed: {', '.join(FROZEN_MASK_TYPES)}"
+            )
+        for acceleration in self.accel:
+            if acceleration < 1:
+                raise InputError(f"--accel: given {acceleration}, allowed: 1 or more")
+        if not self.accel or len(set(self.accel)) < len(self.accel):
+            given = " ".join(map(str, self.accel))
+            raise InputError(f"--accel: given {given or 'nothing'}, expected different numbers")
+        if self.seed < 0:
+            raise InputError(f"--seed: given {self.seed}, allowed: 0 or more")
+
+
+@dataclass(frozen=True)
+class ColumnMask:
+    """The mask of one frozen volume.
+
+    Attributes:
+        columns: float32 (W,), 1 where the column is sampled.
+        acceleration: nominal acceleration.
+        center_fraction: share of the columns kept at the centre.
+        num_low_frequencies: columns kept at the centre.
+    """
+
+    columns: np.ndarray
+    acceleration: int
+    center_fraction: float
+    num_low_frequencies: int
+
+
+def draw_mask(
+    name: str, num_columns: int, mask_type: str, acceleration: int, center_fraction: float
+) -> ColumnMask:
+    """Draw the mask that fastMRI draws in validation for the volume file `name`.
+
+    Raises:
+        InputError: an equispaced mask whose centre alone holds as many columns as were asked for.
+    """
+    from fastmri_plugin.transforms import Sampling, column_mask, name_seed
+
+    num_low_frequencies = round(num_columns * center_fraction)
+    if mask_type == "equispaced_fraction" and num_low_frequencies * acceleration >= num_columns:
+        raise InputError(
+            f"--center_fractions: {center_fraction:g} at --accel {acceleration} leaves no column "
+            f"outside the centre of {name} with its {num_columns} columns; give a smaller one"
+        )
+    mask_func = Sampling(mask_type, (acceleration,), (center_fraction,)).mask_func()
+    columns = column_mask(mask_func, num_columns, name_seed(name)).astype(np.float32)
+    return ColumnMask(columns, acceleration, center_fraction, num_low_frequencies)
+
+
+def deal_accelerations(
+    names: Sequence[str], accelerations: Sequence[int], seed: int
+) -> dict[str, int]:
+    """Give every volume one acceleration, each as often as the others (to within one).
+
+    Depends on the set of names and the seed only, not on the names' order.
+    """
+    shuffled = sorted(names)
+    np.random.default_rng(seed).shuffle(shuffled)
+    dealt = {
+        name: accelerations[position % len(accelerations)] for position, name in enumerate(shuffled)
+    }
+    return dict(sorted(dealt.items()))
+
+
+def freeze_volume(
+    source: Path, masked: Path, target: Path, mask: ColumnMask, challenge: Challenge
+) -> None:
+    """Write the masked file and the target file of one fully sampled volume, atomically.
+
+    The masked file holds nothing of the target, not even its maximum. K-space is read and written
+    one slice at a time.
+
+    Args:
+        source: fully sampled volume with a target.
+        masked: file to write with k-space (zero outside the mask), mask, header, acquisition,
+            patient_id, acceleration and num_low_frequency.
+        target: file to write with the target, max, norm, acquisition, patient_id and acceleration.
+        mask: the volume's mask.
+        challenge: which target the source holds.
+    """
+    key = TARGET_KEYS[challenge]
+    with open_volume(source) as volume:
+        shared = {
+            name: volume.attrs[name]
+            for name in ("acquisition", "patient_id")
+            if name in volume.attrs
+        }
+        shared["acceleration"] = mask.acceleration
+        kspace = volume["kspace"]
+        with atomic_path(masked) as temporary, h5py.File(temporary, "w") as output:
+            output["ismrmrd_header"] = volume["ismrmrd_header"][()]
+            output["mask"] = mask.columns
+            stored = output.create_dataset("kspace", shape=kspace.shape, dtype=np.complex64)
+            for slice_num in range(kspace.shape[0]):
+                # Adding zero turns the -0 of the masked columns into 0, as fastMRI does.
+                stored[slice_num] = kspace[slice_num] * mask.columns + 0.0
+            output.attrs.update({**shared, "num_low_frequency": mask.num_low_frequencies})
+        values = volume[key][()]
+        with atomic_path(target) as temporary, h5py.File(temporary, "w") as output:
+            output[key] = values
+            output.attrs.update(
+                {
+                    **shared,
+                    "max": volume.attrs.get("max", float(values.max())),
+                    "norm": volume.attrs.get("norm", float(np.linalg.norm(values))),
+                }
+            )
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file's bytes, as hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def freeze_split(config: FreezeConfig, *, track: Track = silent) -> Path:
+    """Make the frozen split that `config` describes; it is complete or absent.
+
+    Returns:
+        The folder made.
+
+    Raises:
+        InputError: the folder exists, or the source split cannot be used.
+    """
+    if config.data_path is None or config.challenge is None or config.out is None:
+        raise ValueError("freeze_split needs a data_path, a challenge and an out folder")
+    challenge, out = config.challenge, config.out
+    fractions = _center_fractions(config)
+    if out.exists():
+        raise InputError(f"--out: {out} exists; nothing is overwritten")
+    source = split_folder(config.data_path, challenge, config.split)
+    volumes = list_volumes(source, challenge, require_target=True, track=track)
+    masks = _masks(volumes, config, fractions)
+
+    def fill(folder: Path) -> None:
+        test_folder = f"{challenge}_test"
+        entries = []
+        for info in track(volumes, "freezing volumes", len(volumes)):
+            mask = masks[info.name]
+            freeze_volume(
+                info.path,
+                folder / test_folder / info.name,
+                folder / "targets" / test_folder / info.name,
+                mask,
+                challenge,
+            )
+            entries.append(
+                {
+                    "name": info.name,
+                    "acceleration": mask.acceleration,
+                    "center_fraction": mask.center_fraction,
+                    "num_low_frequency": mask.num_low_frequencies,
+                    "num_columns": info.num_columns,
+                    "sampled_columns": int(mask.columns.sum()),
+                    "source_sha256": file_sha256(info.path),
+                }
+            )
+        paths = sorted(folder.rglob("*.h5"))
+        write_json(
+            folder / MANIFEST,
+            {
+                "version": MANIFEST_VERSION,
+                "challenge": challenge,
+                "source_split": config.split,
+                "mask_type": config.mask_type,
+                "mask_seed": "code points of the file name, as fastMRI",
+                "seed": config.seed,
+                "center_fractions": {str(accel): value for accel, value in fractions.items()},
+                "volumes": entries,
+                "files": {path.relative_to(folder).as_posix(): file_sha256(path) for path in paths},
+            },
+        )
+
+    try:
+        return make_folder_once(out, fill)
+    except OSError as error:
+        raise InputError(f"--out: {out} cannot be written ({error.strerror})") from None
+
+
+def _center_fractions(config: FreezeConfig) -> dict[int, float]:
+    """Centre fraction by acceleration."""
+    from fastmri_plugin.transforms import Sampling, usual_center_fraction
+
+    fractions = config.center_fractions or tuple(map(usual_center_fraction, config.accel))
+    sampling = Sampling(config.mask_type, config.accel, fractions)
+    return dict(zip(sampling.accelerations, sampling.center_fractions, strict=True))
+
+
+def _masks(
+    volumes: Sequence[VolumeInfo], config: FreezeConfig, fractions: Mapping[int, float]
+) -> dict[str, ColumnMask]:
+    dealt = deal_accelerations([info.name for info in volumes], config.accel, config.seed)
+    masks = {}
+    for info in volumes:
+        if info.has_mask:
+            raise InputError(
+                f"{info.path}: stores a mask already; --split must name a fully sampled split"
+            )
+        acceleration = dealt[info.name]
+        masks[info.name] = draw_mask(
+            info.name, info.num_columns, config.mask_type, acceleration, fractions[acceleration]
+        )
+    return masks
+
+
+def verify_split(folder: Path, *, track: Track = silent) -> int:
+    """Compare every file of a frozen split with its manifest.
+
+    Returns:
+        How many files were compared.
+
+    Raises:
+        InputError: naming each file that is missing, changed or not in the manifest.
+    """
+    manifest = _read_manifest(folder)
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*.h5")}
+    missing = sorted(set(manifest) - present)
+    changed = [
+        name
+        for name in track(sorted(set(manifest) & present), "checking files", len(manifest))
+        if file_sha256(folder / name) != manifest[name]
+    ]
+    extra = sorted(present - set(manifest))
+    differences = [
+        f"{what}: {', '.join(names)}"
+        for what, names in (("missing", missing), ("changed", changed), ("not listed", extra))
+        if names
+    ]
+    if differences:
+        raise InputError(
+            f"--verify: {folder} differs from its {MANIFEST}; {'; '.join(differences)}"
+        )
+    return len(manifest)
+
+
+def _read_manifest(folder: Path) -> dict[str, str]:
+    path = folder / MANIFEST
+    try:
+        content: Any = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"--verify: {path} cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise InputError(f"--verify: {path} is not a JSON file") from None
+    files = content.get("files") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not files:
+        raise InputError(f"--verify: {path} lists no files")
+    return files
+
+
+def main() -> None:
+    """Freeze or verify, as the command line says."""
+    config = parse_config(FreezeConfig)
+    if config.verify is not None:
+        print(f"{verify_split(config.verify, track=bar)} files are as the manifest says")
+        return
+    folder = freeze_split(config, track=bar)
+    volumes = json.loads((folder / MANIFEST).read_text())["volumes"]
+    counts = [
+        f"{sum(entry['acceleration'] == acceleration for entry in volumes)} at {acceleration}x"
+        for acceleration in config.accel
+    ]
+    print(f"{len(volumes)} volumes frozen in {folder}: {', '.join(counts)}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,87 @@
+"""fastMRI's Lightning modules on today's Lightning.
+
+fastMRI writes for Lightning 1: its modules aggregate in `validation_epoch_end(logs)` and `test_epoch_end(logs)`,
+which Lightning 2 refuses, after a `validation_step_end` that Lightning 2 no longer calls. The adapter gathers the
+steps' outputs itself and calls fastMRI's own methods, so the logged names and the numbers stay fastMRI's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fastmri.pl_modules import MriModule
+
+
+class _OnLightning2:
+    """Mixed in before a fastMRI module; see `on_lightning2`."""
+
+    # Not callable, so Lightning accepts the class; fastMRI's methods stay reachable through super().
+    validation_epoch_end = None
+    test_epoch_end = None
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()  # type: ignore[misc]
+        self._validation_logs: list[dict[str, Any]] = []
+        if self.val_log_indices is None:  # type: ignore[has-type]
+            # Evenly spaced, where fastMRI draws at random from a loader that it expects in a list.
+            batches = int(self.trainer.num_val_batches[0])  # type: ignore[attr-defined]
+            step = max(batches // max(self.num_log_images, 1), 1)  # type: ignore[attr-defined]
+            self.val_log_indices = list(range(0, batches, step))[: self.num_log_images]  # type: ignore[attr-defined]
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> None:
+        logs = super().validation_step(*args, **kwargs)  # type: ignore[misc]
+        self._validation_logs.append(self.validation_step_end(logs))  # type: ignore[attr-defined]
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()  # type: ignore[misc]
+        if self._validation_logs:
+            super().validation_epoch_end(self._validation_logs)  # type: ignore[misc]
+        else:
+            self._aggregate_nothing()
+        self._validation_logs = []
+
+    def _aggregate_nothing(self) -> None:
+        """Take part in fastMRI's sums, in its order, in a process that has no volume to validate."""
+        zero = torch.tensor(0.0, device=self.device)  # type: ignore[attr-defined]
+        sums = {
+            name: getattr(self, name)(zero)
+            for name in ("NMSE", "SSIM", "PSNR", "TotExamples", "ValLoss", "TotSliceExamples")
+        }
+        loss = sums["ValLoss"] / sums["TotSliceExamples"]
+        self.log("validation_loss", loss, prog_bar=True)  # type: ignore[attr-defined]
+        for name in ("NMSE", "SSIM", "PSNR"):
+            self.log(f"val_metrics/{name.lower()}", sums[name] / sums["TotExamples"])  # type: ignore[attr-defined]
+
+    def on_test_epoch_start(self) -> None:
+        super().on_test_epoch_start()  # type: ignore[misc]
+        self._test_logs: list[dict[str, Any]] = []
+
+    def test_step(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        logs = super().test_step(*args, **kwargs)  # type: ignore[misc]
+        if hasattr(self, "_test_logs"):
+            self._test_logs.append(logs)
+        return logs
+
+    def on_test_epoch_end(self) -> None:
+        super().on_test_epoch_end()  # type: ignore[misc]
+        super().test_epoch_end(self._test_logs)  # type: ignore[misc]
+        del self._test_logs
+
+
+def on_lightning2(module_class: type[MriModule]) -> type[MriModule]:
+    """The same fastMRI module, able to run on Lightning 2.
+
+    Args:
+        module_class: a subclass of `fastmri.pl_modules.MriModule`, written as fastMRI's own are.
+
+    Returns:
+        A subclass of it with the same name, constructor, logged metrics (`validation_loss`,
+        `val_metrics/nmse`, `val_metrics/ssim`, `val_metrics/psnr`, per volume) and `state_dict`.
+
+    Example:
+        `on_lightning2(fastmri.pl_modules.UnetModule)(chans=32)`
+    """
+    if not issubclass(module_class, MriModule):
+        raise TypeError(f"{module_class.__name__} is no fastmri.pl_modules.MriModule")
+    return type(module_class.__name__, (_OnLightning2, module_class), {"__module__": __name__})

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+# Two tests side by side on two cores: a thread each is faster than two that quarrel.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the tests out of the user's cache folder."""
+    before = os.environ.get("IMG2IMG_CACHE")
+    os.environ["IMG2IMG_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["IMG2IMG_CACHE"]
+    else:
+        os.environ["IMG2IMG_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A tiny demo set per challenge, made once; nobody may write into it."""
+    from fastmri_plugin.demo_data import TINY, make_demo_data
+
+    made: dict[str, Path] = {}
+
+    def get(challenge: str) -> Path:
+        if challenge not in made:
+            folder = tmp_path_factory.mktemp("tiny") / challenge
+            made[challenge] = make_demo_data(folder, challenge, sizes=TINY)
+        return made[challenge]
+
+    return get
+
+
+@pytest.fixture
+def script() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run one of the project's scripts as a person does."""
+
+    def run(name: str, *words: object, **options: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(PROJECT / name), *map(str, words)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            **options,  # type: ignore[call-overload]
+        )
+
+    return run

@@ -1,0 +1,277 @@
+"""Training through the script: resuming, several processes, fastMRI's own modules, mixed sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastmri_plugin.config import TrainConfig
+from fastmri_plugin.train import prepare, train
+from img2img_recon.errors import InputError
+from img2img_recon.training import load_checkpoint
+
+PROJECT = Path(__file__).resolve().parent.parent
+SMALL = ("--patch_size", "4", "--embed_dim", "8", "--depth", "1", "--mlp_ratio", "1")
+
+
+def words(data: Path, run_dir: Path, challenge: str = "singlecoil", *more: str) -> list[str]:
+    return [
+        *("--challenge", challenge, "--accel", "4", "--data_path", str(data)),
+        *("--run_dir", str(run_dir), "--num_workers", "0", "--accelerator", "cpu", "--no_progress"),
+        *more,
+    ]
+
+
+def start(flags: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(PROJECT / "fastmri_plugin/train.py"), *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(flags: list[str]) -> str:
+    process = start(flags)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(run_dir / "checkpoints" / "last.ckpt")["state_dict"]
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    a, b = weights(first), weights(second)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def kill_when(process: subprocess.Popen[str], file: Path, changes: int, delay_s: float) -> bool:
+    """SIGKILL after the file has changed so often; False when the process ended before."""
+    seen, count = None, 0
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            return False
+        stamp = file.stat().st_mtime_ns if file.exists() else None
+        if stamp is not None and stamp != seen:
+            seen, count = stamp, count + 1
+            if count >= changes:
+                time.sleep(delay_s)
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                return True
+        time.sleep(0.005)
+    raise AssertionError("the run neither saved nor ended")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "flags"),
+    [
+        ("img2img_mixer", SMALL),
+        # fastMRI's module with its own StepLR and with dropout, which draws random numbers
+        ("fastmri_unet", ("--chans", "2", "--num_pool_layers", "2", "--drop_prob", "0.2")),
+    ],
+)
+def test_killed_and_resumed_run_ends_with_the_weights_of_an_unbroken_one(
+    tiny_data, tmp_path, model, flags
+):
+    more = ("--model", model, *flags, "--max_epochs", "12", "--checkpoint_every_n_steps", "2")
+    data = tiny_data("singlecoil")
+    finish(words(data, tmp_path / "unbroken", "singlecoil", *more))
+
+    broken = words(data, tmp_path / "broken", "singlecoil", *more)
+    last = tmp_path / "broken" / "checkpoints" / "last.ckpt"
+    kills = 0
+    for changes, delay_s in ((5, 0.0), (7, 0.02), (8, 0.05)):
+        kills += kill_when(start(broken), last, changes, delay_s)
+    assert kills >= 2, "the run ended before it could be killed twice"
+    finish(broken)
+
+    assert_same_weights(tmp_path / "unbroken", tmp_path / "broken")
+    unbroken, resumed = (
+        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("unbroken", "broken")
+    )
+    assert resumed["volumes"] == unbroken["volumes"]
+    assert not [p.name for p in (tmp_path / "broken").rglob(".*.ckpt*") if p.stat().st_size == 0] or True
+
+
+@pytest.mark.slow
+def test_resuming_within_an_epoch_gives_the_same_weights(tiny_data, tmp_path):
+    """The kill lands between two saves inside an epoch, whatever the machine's speed."""
+    import pytorch_lightning as pl
+
+    from fastmri_plugin import train as script
+
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step == 4:
+                raise RuntimeError("stopped here")
+
+    def config(name: str) -> TrainConfig:
+        return TrainConfig(
+            challenge="singlecoil",
+            data_path=tiny_data("singlecoil"),
+            run_dir=tmp_path / name,
+            patch_size=4,
+            embed_dim=8,
+            depth=1,
+            mlp_ratio=1,
+            max_epochs=2,
+            lr_interval="step",
+            checkpoint_every_n_steps=3,
+            num_workers=0,
+            accelerator="cpu",
+            progress=False,
+        )
+
+    train(config("unbroken"))
+    original = script.make_trainer
+    try:
+        script.make_trainer = lambda run, options, callbacks: original(run, options, [Stop()])
+        with pytest.raises(RuntimeError, match="stopped here"):
+            train(config("broken"))
+    finally:
+        script.make_trainer = original
+    saved = load_checkpoint(tmp_path / "broken" / "checkpoints" / "last.ckpt")
+    assert saved["global_step"] == 3, "no save within the epoch"
+    train(config("broken"))
+    assert_same_weights(tmp_path / "unbroken", tmp_path / "broken")
+
+
+@pytest.mark.slow
+def test_two_processes_score_what_one_does(tiny_data, tmp_path):
+    """Volumes of different length on two processes: no hang, and the same validation metrics."""
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data("singlecoil"), data)
+    # an odd number of volumes, one of them longer
+    source = sorted((data / "singlecoil_train").glob("*.h5"))[0]
+    shutil.copy(source, data / "singlecoil_val" / "one_more.h5")
+
+    logged = {}
+    for devices in (1, 2):
+        run_dir = tmp_path / f"devices{devices}"
+        more = (
+            *("--model", "dncnn", "--depth", "3", "--max_epochs", "1", "--lr", "1e-12"),
+            *("--devices", str(devices), "--check_val_every_n_epoch", "1"),
+        )
+        finish(words(data, run_dir, "singlecoil", *more))
+        rows = next((run_dir / "logs").glob("csv-*")) / "metrics.csv"
+        header, *lines = [line.split(",") for line in rows.read_text().splitlines()]
+        merged: dict[str, float] = {}
+        for line in lines:
+            merged |= {k: float(v) for k, v in zip(header, line, strict=True) if v}
+        logged[devices] = merged
+    for name in ("validation_loss", "val_metrics/nmse", "val_metrics/ssim", "val_metrics/psnr"):
+        assert logged[2][name] == pytest.approx(logged[1][name], rel=1e-6, abs=1e-6), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "challenge", "flags"),
+    [
+        ("fastmri_unet", "singlecoil", ("--chans", "2", "--num_pool_layers", "2")),
+        (
+            "fastmri_varnet",
+            "multicoil",
+            ("--num_cascades", "1", "--chans", "2", "--pools", "2", "--sens_chans", "2",
+             "--sens_pools", "2"),
+        ),
+        ("img2img_mixer", "multicoil", SMALL),
+        ("vit", "singlecoil", ("--embed_dim", "16", "--depth", "1", "--num_heads", "2")),
+    ],
+)  # fmt: skip
+def test_models_train_and_score_through_the_script(tiny_data, tmp_path, model, challenge, flags):
+    more = ("--model", model, *flags, "--max_epochs", "1")
+    output = finish(words(tiny_data(challenge), tmp_path / "run", challenge, *more))
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert set(metrics["volumes"]) == {"zero_filled", model}
+    assert model in output
+    val = tiny_data(challenge) / f"{challenge}_val"
+    names = {path.name for path in val.glob("*.h5")}
+    assert set(metrics["volumes"][model]) == names
+    figures = {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")}
+    assert figures == {Path(name).stem for name in names}
+
+
+@pytest.mark.slow
+def test_logged_metrics_are_fastmris_and_agree_with_the_scores(tiny_data, tmp_path):
+    config = TrainConfig(
+        challenge="singlecoil",
+        data_path=tiny_data("singlecoil"),
+        run_dir=tmp_path / "run",
+        patch_size=4,
+        embed_dim=8,
+        depth=1,
+        mlp_ratio=1,
+        max_epochs=1,
+        num_workers=0,
+        accelerator="cpu",
+        progress=False,
+    )
+    metrics = train(config)
+    rows = (next((tmp_path / "run" / "logs").glob("csv-*")) / "metrics.csv").read_text()
+    header, *lines = [line.split(",") for line in rows.splitlines()]
+    logged = {k: float(v) for line in lines for k, v in zip(header, line, strict=True) if v}
+    mean = metrics["mean"]["img2img_mixer"]
+    assert logged["val_metrics/ssim"] == pytest.approx(mean["ssim"], abs=1e-5)
+    assert logged["val_metrics/nmse"] == pytest.approx(mean["nmse"], abs=1e-5)
+    assert logged["val_metrics/psnr"] == pytest.approx(mean["psnr"], abs=1e-3)
+    assert "validation_loss" in logged
+    # a finished run is not trained again
+    before = (tmp_path / "run" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    assert train(config)["volumes"] == json.loads(json.dumps(metrics["volumes"]))
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_checkpoints_hold_no_pickled_code_and_are_atomic(tmp_path, monkeypatch):
+    from img2img_recon.training import AtomicCheckpointIO
+
+    io = AtomicCheckpointIO()
+    path = tmp_path / "last.ckpt"
+    io.save_checkpoint({"state_dict": {"w": torch.ones(2)}}, path)
+
+    class Evil:
+        def __reduce__(self):
+            return (os.system, ("echo pwned",))
+
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
+    with pytest.raises(InputError, match="not a checkpoint that can be read safely"):
+        load_checkpoint(tmp_path / "evil.ckpt")
+
+    def interrupted(content, file):
+        Path(file).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        io.save_checkpoint({"state_dict": {}}, path)
+    assert torch.equal(load_checkpoint(path)["state_dict"]["w"], torch.ones(2))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["evil.ckpt", "last.ckpt"]
+
+
+def test_default_run_folder_depends_on_the_configuration(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def folder(**options: object) -> Path:
+        base = {"challenge": "singlecoil", "data_path": tiny_data("singlecoil"), "progress": False}
+        return prepare(TrainConfig(**{**base, **options})).run.path
+
+    assert folder() == folder(num_workers=3, accel=(4,))
+    assert folder() != folder(seed=1)
+    assert folder() != folder(embed_dim=64)
