@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -63,7 +62,7 @@ class DemoSizes:
 TINY = DemoSizes(
     recon=32, readout=64, widths=(36, 28, 40), slices=(2,), train=3, val=2, test=2, coils=2
 )
-SIZES: Mapping[str, DemoSizes] = {
+SIZES: dict[str, DemoSizes] = {
     "singlecoil": DemoSizes(),
     "multicoil": DemoSizes(slices=(6, 5), train=6, val=2, test=2),
 }
@@ -319,12 +318,12 @@ def _draw_kspace(
     phase = slope[0] * canvas.x + slope[1] * canvas.y + slope[2] * canvas.x * canvas.y
     image = canvas.image * np.exp(1j * (phase + 0.35 * smooth + rng.uniform(-3, 3)))
 
-    maps = _sensitivities(rng, max(coils or 0, 4), height, width, sizes.recon)
+    maps = _sensitivities(rng, coils or 4, height, width, sizes.recon)
     if coils is None:
         maps = np.sqrt((np.abs(maps) ** 2).sum(axis=0))
         kspace = centred_fft2(image * maps)
     else:
-        kspace = centred_fft2(image[:, None] * maps[:coils])
+        kspace = centred_fft2(image[:, None] * maps)
     noise = rng.standard_normal((*kspace.shape, 2)) @ np.array([1, 1j])
     kspace = kspace + tissue.noise / np.sqrt(2) * noise
     acquired = np.zeros(width)

@@ -37,7 +37,7 @@ class Header:
     def of_columns(
         cls, kspace_size: tuple[int, int], recon_size: tuple[int, int], columns: tuple[int, int]
     ) -> Header:
-        """Describe an (H, W) k-space acquired from column `columns[0]` up to before `columns[1]`."""
+        """Describe an (H, W) k-space of which columns[0] to columns[1] - 1 were acquired."""
         height, width = kspace_size
         left, right = columns
         if not 0 <= left <= width // 2 < right <= width:

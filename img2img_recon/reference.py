@@ -31,6 +31,17 @@ State = dict[str, Tensor]
 PUBLISHED_HEAD_WIDTH = 44
 """Channels per attention head in every published transformer."""
 
+CHECKPOINT_SUFFIXES = (".npz", ".pt", ".pth", ".ckpt", ".safetensors")
+
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
+
 WRAPPED_UNDER = ("state_dict", "model_state_dict", "model", "state")
 """Where training programs put the weights inside of a checkpoint."""
 
@@ -367,19 +378,19 @@ def _read(path: Path) -> Mapping[str, Any]:
     """Read the contents of a checkpoint file."""
     if not path.is_file():
         raise InputError(f"the checkpoint {path} is no file")
+    if path.suffix not in CHECKPOINT_SUFFIXES:
+        raise InputError(
+            f"the checkpoint {path} has none of the endings {', '.join(CHECKPOINT_SUFFIXES)}"
+        )
     try:
         if path.suffix == ".npz":
             with np.load(path) as arrays:
                 return dict(arrays)
-        if path.suffix in (".pt", ".pth", ".ckpt"):
-            contents = torch.load(path, map_location="cpu", weights_only=True)
-        elif path.suffix == ".safetensors":
+        if path.suffix == ".safetensors":
             contents = _read_safetensors(path)
         else:
-            raise InputError(
-                f"the checkpoint {path} is no .npz, .pt, .pth, .ckpt or .safetensors file"
-            )
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
         reason = str(error).split("\n", 1)[0]
         raise InputError(f"the checkpoint {path} cannot be read: {reason}") from error
     if not isinstance(contents, Mapping):

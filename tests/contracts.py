@@ -20,7 +20,7 @@ def assert_maps_images(net: nn.Module, image: Tensor, out_chans: int) -> None:
 
 
 def assert_every_parameter_learns(net: nn.Module, image: Tensor) -> None:
-    """Every parameter of `net` gets a gradient that is finite and not all zeros; else it is named."""
+    """Every parameter gets a gradient, finite and not all zeros; one that does not is named."""
     net.zero_grad()
     output = net(image)
     # A random direction: a plain sum is blind to whatever a normalisation takes out.

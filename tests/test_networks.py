@@ -184,16 +184,18 @@ hidden = {
     for module in (distribution.read_text("top_level.txt") or distribution.name).split()
 }
 hidden |= {"fastmri", "skimage", "safetensors", "bm3d", "h5py", "pytorch_lightning", "scipy"}
+hidden -= {"torch", "numpy", "img2img_recon"}
 class Hider:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in hidden - {"torch", "numpy"} and name not in known:
+        if name.split(".")[0] in hidden and name not in known:
             raise ModuleNotFoundError(f"{name} is hidden", name=name)
 sys.meta_path.insert(0, Hider())
 import img2img_recon
 net = img2img_recon.build_model(
     "img2img_mixer", img_size=16, embed_dim=8, depth=1, mlp_ratio=1, in_chans=1, out_chans=1
 )
-print(tuple(img2img_recon.Normalized(img2img_recon.AnySize(net))(torch.rand(1, 1, 20, 24)).shape))
+wrapped = img2img_recon.Normalized(img2img_recon.AnySize(net))
+print(tuple(wrapped(torch.rand(1, 1, 20, 24)).shape))
 try:
     img2img_recon.build_model("unet")
 except ImportError as error:

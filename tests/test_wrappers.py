@@ -53,20 +53,24 @@ def tiny_mixer(size: int = 16) -> nn.Module:
     )
 
 
+@settings(deadline=None)
 @given(sides, sides, sides, sides)
-def test_unpad_undoes_pad(H: int, W: int, height: int, width: int) -> None:
-    image = torch.rand(2, 3, H, W)
-    padded, padding = pad_to(image, height, width)
-    assert padded.shape == (2, 3, max(H, height), max(W, width))
+def test_unpad_undoes_pad(height: int, width: int, least_height: int, least_width: int) -> None:
+    image = torch.rand(2, 3, height, width)
+    padded, padding = pad_to(image, least_height, least_width)
+    assert padded.shape == (2, 3, max(height, least_height), max(width, least_width))
     assert torch.equal(unpad(padded, padding), image)
     assert 0 <= padding.bottom - padding.top <= 1
     assert 0 <= padding.right - padding.left <= 1
 
 
+@settings(deadline=None)
 @given(sides, sides, sides, sides)
-def test_padding_is_numpys_reflection(H: int, W: int, height: int, width: int) -> None:
-    image = torch.rand(H, W)
-    padded, (top, bottom, left, right) = pad_to(image, height, width)
+def test_padding_is_numpys_reflection(
+    height: int, width: int, least_height: int, least_width: int
+) -> None:
+    image = torch.rand(height, width)
+    padded, (top, bottom, left, right) = pad_to(image, least_height, least_width)
     np.testing.assert_array_equal(
         padded.numpy(), np.pad(image.numpy(), ((top, bottom), (left, right)), mode="reflect")
     )
@@ -78,6 +82,7 @@ def tilings(draw: st.DrawFn) -> tuple[int, int, int]:
     return draw(st.integers(tile, 120)), tile, draw(st.integers(0, tile - 1))
 
 
+@settings(deadline=None, max_examples=50)
 @given(tilings())
 def test_tiles_cover_the_axis_with_the_overlap_asked_for(tiling: tuple[int, int, int]) -> None:
     length, tile, overlap = tiling
@@ -91,6 +96,7 @@ def test_tiles_cover_the_axis_with_the_overlap_asked_for(tiling: tuple[int, int,
     assert (len(positions) - 1) * (tile - overlap) + overlap < length or len(positions) == 1
 
 
+@settings(deadline=None, max_examples=50)
 @given(tilings())
 def test_blend_weights_are_positive_and_sum_to_one(tiling: tuple[int, int, int]) -> None:
     length, tile, overlap = tiling
@@ -114,13 +120,13 @@ def test_impossible_tiling_is_refused(arguments: tuple[int, int, int]) -> None:
         tile_positions(*arguments)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(sides, sides, st.integers(1, 16), st.integers(1, 16), st.floats(0, 0.9))
 def test_any_size_of_an_identity_is_the_identity(
-    H: int, W: int, h: int, w: int, overlap: float
+    height: int, width: int, tile_height: int, tile_width: int, overlap: float
 ) -> None:
-    image = torch.rand(2, 1, H, W)
-    net = AnySize(Fixed((h, w)), overlap=overlap, max_tiles_per_batch=64)
+    image = torch.rand(2, 1, height, width)
+    net = AnySize(Fixed((tile_height, tile_width)), overlap=overlap, max_tiles_per_batch=64)
     torch.testing.assert_close(net(image), image, rtol=0, atol=1e-6)
 
 
@@ -130,9 +136,12 @@ def test_any_size_at_the_native_size_is_the_network_bit_by_bit() -> None:
     assert torch.equal(AnySize(net)(image), net(image))
 
 
+@settings(deadline=None)
 @given(sides, sides, st.integers(1, 16), st.integers(1, 40))
-def test_any_size_pads_to_what_a_network_needs(H: int, W: int, divisor: int, least: int) -> None:
-    image = torch.rand(1, 1, H, W)
+def test_any_size_pads_to_what_a_network_needs(
+    height: int, width: int, divisor: int, least: int
+) -> None:
+    image = torch.rand(1, 1, height, width)
     assert torch.equal(AnySize(Divisible(divisor, least))(image), image)
 
 
