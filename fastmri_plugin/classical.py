@@ -65,6 +65,9 @@ TV_TAU = 1 / (9 * TV_SIGMA)
 MAX_VIRTUAL_COILS = 8
 CALIBRATION_WIDTH = 24
 KERNEL_WIDTH = 6
+# A pool of processes imports everything once more in each. It has to save more than that takes.
+POOL_START_SECONDS = 10.0
+SECONDS_PER_PIXEL_ITERATION = 2.4e-7
 # Below this, a square calibration region holds too few kernels to tell signal from noise.
 MIN_ESPIRIT_WIDTH = 8
 
@@ -295,6 +298,23 @@ class _SliceTask:
     method: Method
     weights: tuple[float | None, ...]
     num_iter: int | None
+    seconds: float
+
+    @classmethod
+    def of(
+        cls,
+        info: VolumeInfo,
+        index: int,
+        mask: np.ndarray | None,
+        method: Method,
+        weights: tuple[float | None, ...],
+        num_iter: int | None,
+    ) -> _SliceTask:
+        iterations = len(weights) * (NUM_ITERATIONS.get(method, 0) if num_iter is None else
+        num_iter) coils = min(info.kspace_shape[1], MAX_VIRTUAL_COILS) if len(info.kspace_shape) ==
+        4 else 1 pixel_iterations = info.image_size[0] * info.num_columns * iterations * (coils + 2)
+        / 3 seconds = SECONDS_PER_PIXEL_ITERATION * pixel_iterations return cls(info.path, index,
+        mask, info.image_size, method, weights, num_iter, seconds)
 
 
 def _run_task(task: _SliceTask) -> np.ndarray:
@@ -338,7 +358,8 @@ def available_cores() -> int:
 def _run_tasks(tasks: Sequence[_SliceTask], num_workers: int | None) -> Iterator[np.ndarray]:
     """Results in the tasks' order, from a pool of processes where that is worth its start."""
     workers = min(available_cores() if num_workers is None else num_workers, len(tasks))
-    if workers < 2 or tasks[0].method == "zero_filled":
+    saved = sum(task.seconds for task in tasks) * (1 - 1 / max(workers, 1))
+    if workers < 2 or saved < POOL_START_SECONDS:
         yield from map(_run_task, tasks)
         return
     # Spawned, not forked: a fork of a process that has run threads (torch's) may hang.
@@ -390,7 +411,7 @@ def reconstruct_volumes(
     check_method(method, weight)
     _check_challenge(infos, challenge)
     tasks = [
-        _SliceTask(info.path, index, mask, info.image_size, method, (weight,), num_iter)
+        _SliceTask.of(info, index, mask, method, (weight,), num_iter)
         for info in infos
         for mask in (mask_of(info),)
         for index in range(info.num_slices)
@@ -453,7 +474,7 @@ def choose_weight(
     _check_challenge(train_infos, challenge)
     chosen = _middle_slices(train_infos, num_slices, seed)
     tasks = [
-        _SliceTask(info.path, index, mask_of(info), info.image_size, method, weights, num_iter)
+        _SliceTask.of(info, index, mask_of(info), method, weights, num_iter)
         for info, index in chosen
     ]
     label = f"choosing the weight of {method.replace('_', ' ')}"

@@ -136,6 +136,11 @@ def model_options(name: str, given: Mapping[str, Any], img_size: tuple[int, int]
     defaults = model_config(name)
     if "img_size" in defaults and "img_size" not in options:
         patch = int(options.get("patch_size", defaults.get("patch_size", 1)))
+        if min(img_size) < patch:
+            raise InputError(
+                f"--patch_size: given {patch}, but the images are {img_size[0]} x {img_size[1]}; "
+                f"allowed: 1 to {min(img_size)}"
+            )
         options["img_size"] = [-(-side // patch) * patch for side in img_size]
     return model_config(name, **options)
 

@@ -202,7 +202,8 @@ def list_volumes(
     if not paths:
         raise InputError(f"{folder}: no *.h5 volume in this folder")
     cache = _MetadataCache(folder, challenge)
-    volumes = []
+    volumes: list[VolumeInfo] = []
+    broken: list[InputError] = []
     for path in track(paths, f"reading headers in {folder.name}", len(paths)):
         try:
             info = cache.info(path)
@@ -211,12 +212,15 @@ def list_volumes(
         except InputError as error:
             if on_broken is None:
                 raise
-            on_broken(error)
+            broken.append(error)
             continue
         volumes.append(info)
     cache.save()
     if not volumes:
-        raise InputError(f"{folder}: none of its {len(paths)} volumes can be used")
+        raise InputError(f"{broken[0]} (and no other volume in {folder.name} can be used)")
+    for error in broken:
+        assert on_broken is not None
+        on_broken(error)
     return volumes
 
 

@@ -8,8 +8,9 @@ among it, runs the plain formulation.
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -82,8 +83,8 @@ class AxisMLP(nn.Module):
             dtype = torch.get_autocast_dtype("cpu")
             x, weights = x.to(dtype), tuple(weight.to(dtype) for weight in weights)
         if residual is not None and residual.dtype == x.dtype:
-            return _BlockedMLP.apply(x, residual, *weights, self.axis)
-        mixed = _BlockedMLP.apply(x, None, *weights, self.axis)
+            return _BlockedMLP.apply(x, residual, *weights, self.axis % x.ndim)
+        mixed = _BlockedMLP.apply(x, None, *weights, self.axis % x.ndim)
         return mixed if residual is None else residual + mixed
 
 
@@ -135,16 +136,14 @@ class MixerLayer(nn.Module):
 
 # How the blocked MLP works
 #
-# A hidden layer is f times its input: 8 MB for a 64 x 64 x 128 volume with f = 4. Written to memory by the
-# first product, read and written by GELU and read again by the second, it costs about as much as the
-# arithmetic. So the MLP runs block by block, over a part of the batch axes at a time, through one hidden
-# buffer that stays in cache and is kept between calls (a fresh one costs a page fault for every 4 KB).
-# A product without bias followed by an in-place addition in cache also beats `addmm`, which writes the bias
-# to the whole output first. Training keeps the hidden layer before GELU and nothing else of that size;
-# GELU is cheaper to compute again, in cache, than to store.
+# The hidden layer is f times the volume (8 MB for 64 x 64 x 128 with f = 4), and in the plain formulation
+# it travels to memory and back around GELU. Here an MLP runs over one block of its batch axes at a time,
+# through a hidden buffer that stays in cache and is kept between calls (a fresh one would cost a page fault
+# for every 4 KB). A product without bias and an addition in place in cache beat `addmm`, which first copies
+# the bias over its whole output. Training keeps the hidden layer before GELU, and nothing else of that size:
+# computing GELU again in cache is cheaper than storing its result.
 
-# Elements of a hidden buffer: 2 MB in float32, the second-level caches of two cores. A quarter of it is slower
-# (more, smaller operations, each of which waits for all threads), and so is four times as much.
+# Elements of the hidden buffer: 2 MB in float32, the second-level caches of two cores together.
 _BLOCK_ELEMENTS = 1 << 19
 
 _local = threading.local()
@@ -152,7 +151,7 @@ _local = threading.local()
 
 @contextmanager
 def plain_formulation() -> Iterator[None]:
-    """Run every `AxisMLP` of this thread in its plain formulation (to compare, or to trace its operators)."""
+    """Run every `AxisMLP` of this thread in its plain formulation, to compare or to trace operators."""
     before = getattr(_local, "plain", False)
     _local.plain = True
     try:
@@ -167,39 +166,66 @@ def _runs_blocked(x: Tensor, weight: Tensor) -> bool:
         x.device.type == "cpu"
         and type(x) is Tensor
         and type(weight) in (nn.Parameter, Tensor)
+        and x.numel() > 0
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not getattr(_local, "plain", False)
     )
 
 
-def _scratch(name: str, numel: int, like: Tensor) -> Tensor:
-    """A flat uninitialised buffer of this thread, kept between calls; never returned to a caller."""
-    key = f"{name} {like.dtype}"
-    buffer = getattr(_local, key, None)
-    if buffer is None or buffer.numel() < numel:
+def _scratch(numel: int, dtype: torch.dtype) -> Tensor:
+    """The hidden buffer of this thread, flat and uninitialised; no result may share its memory."""
+    buffers: dict[torch.dtype, Tensor] = _local.__dict__.setdefault("buffers", {})
+    if dtype not in buffers or buffers[dtype].numel() < numel:
         with torch.inference_mode(False):  # a buffer born in inference mode could not serve training
-            buffer = torch.empty(numel, dtype=like.dtype)
-        setattr(_local, key, buffer)
-    return buffer[:numel]
+            buffers[dtype] = torch.empty(numel, dtype=dtype)
+    return buffers[dtype][:numel]
 
 
 def _as_matrices(x: Tensor, axis: int) -> Tensor:
-    """View x with `axis` where one product per matrix mixes it, without moving data.
+    """View x so that one product mixes `axis`; data moves only where no view exists.
 
-    The last axis: (..., dim) -> (1, rows, dim). Any other: (B, ..., dim at axis, ..., C) -> (B, matrices, dim, C).
+    The last axis: (..., dim) -> (1, rows, dim), mixed from the right. Any other: -> (B, matrices, dim, C),
+    mixed from the left; for height the matrices are the columns of the grid.
     """
     if axis == x.ndim - 1:
         return x.reshape(1, -1, x.shape[-1])
-    return x.movedim(axis, -2).flatten(1, -3) if x.ndim > 3 else x[:, None]
+    moved = x.movedim(axis, -2)
+    return moved.flatten(1, -3) if x.ndim > 3 else moved.reshape(-1, 1, *moved.shape[-2:])
 
 
-def _mix(x: Tensor, weight: Tensor, out: Tensor) -> None:
-    """out = weight applied to rows (rows, dim), or from the left to every matrix of (matrices, dim, C)."""
+def _from_matrices(matrices: Tensor, shape: torch.Size, axis: int) -> Tensor:
+    """Undo `_as_matrices`, again as a view: height mixing's result lies transposed in memory."""
+    if axis == len(shape) - 1:
+        return matrices.view(shape)
+    moved = [size for position, size in enumerate(shape) if position != axis]
+    moved.insert(-1, shape[axis])
+    return matrices.view(moved).movedim(-2, axis)
+
+
+def _hidden_shape(matrices: Tensor, hidden_dim: int) -> list[int]:
+    """The hidden layer's shape for `_as_matrices`'s view."""
+    shape = list(matrices.shape)
+    shape[2] = hidden_dim
+    return shape
+
+
+def _blocks(hidden_shape: Sequence[int]) -> list[tuple[int, slice]]:
+    """(image, slice of rows or matrices) of every block."""
+    images, count, *rest = hidden_shape
+    step = max(1, _BLOCK_ELEMENTS // math.prod(rest))
+    return [
+        (image, slice(start, min(start + step, count)))
+        for image in range(images)
+        for start in range(0, count, step)
+    ]
+
+
+def _mix(x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+    """out = the weight applied to rows (rows, dim), or from the left to each of (matrices, dim, C)."""
     if x.ndim == 2:
-        torch.mm(x, weight.t(), out=out)
-    else:
-        torch.bmm(weight.expand(x.shape[0], -1, -1), x, out=out)
+        return torch.mm(x, weight.t(), out=out)
+    return torch.bmm(weight.expand(x.shape[0], -1, -1), x, out=out)
 
 
 def _weight_gradient(grad_out: Tensor, x: Tensor) -> Tensor:
@@ -209,58 +235,74 @@ def _weight_gradient(grad_out: Tensor, x: Tensor) -> Tensor:
     return torch.bmm(grad_out, x.transpose(1, 2)).sum(0)
 
 
+def _bias_gradient(grad_out: Tensor) -> Tensor:
+    """The gradient of `_mix` plus bias for the bias."""
+    return grad_out.sum(0) if grad_out.ndim == 2 else grad_out.sum((0, 2))
+
+
 class _BlockedMLP(torch.autograd.Function):
-    """residual + W2 gelu(W1 x + b1) + b2 along one axis, block by block."""
+    """residual + W2 gelu(W1 x + b1) + b2 along one axis (a non-negative number), block by block."""
 
     @staticmethod
-    def forward(ctx,x,residual,w1,b1,w2,b2,axis):
-        axis%=x.ndim
-        keep = any(ctx.needs_input_grad)
-        X=_as_matrices(x,axis)
-        Y=torch.empty(X.shape,dtype=x.dtype)
-        R = None if residual is None else _as_matrices(residual,axis)
-        hd=w1.shape[0]
-        rows=X.ndim==3
-        Z = x.new_empty((*X.shape[:-1],hd) if rows else (*X.shape[:2],hd,X.shape[3])) if keep else None
-        if not rows: b1=b1[:,None];b2=b2[:,None]
-        hs=(hd,) if rows else (hd,X.shape[3])
-        per=hd if rows else hd*X.shape[3]
-        g=max(1,_BLOCK_ELEMENTS//per)
-        abuf=_scratch("a",min(g,X.shape[1])*per,x)
-        for i in range(X.shape[0]):
-          for f in range(0,X.shape[1],g):
-            xc=X[i,f:f+g];yc=Y[i,f:f+g]
-            a=abuf[:xc.shape[0]*per].view(-1,*hs)
-            z=a if Z is None else Z[i,f:f+g]
-            _mix(xc,w1,z); z.add_(b1)
-            torch.ops.aten.gelu.out(z,out=a)
-            _mix(a,w2,yc); yc.add_(b2)
-            if R is not None: yc.add_(R[i,f:f+g])
-        if keep: ctx.save_for_backward(x,w1,w2,Z); ctx.axis=axis; ctx.res=residual is not None
-        return Y.view(x.shape) if rows else Y.view(x.movedim(axis,-2).shape).movedim(-2,axis)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        w1: Tensor,
+        b1: Tensor,
+        w2: Tensor,
+        b2: Tensor,
+        axis: int,
+    ) -> Tensor:
+        x_in = _as_matrices(x, axis)
+        out = torch.empty(x_in.shape, dtype=x.dtype)
+        added = None if residual is None else _as_matrices(residual, axis)
+        if x_in.ndim == 4:
+            b1, b2 = b1[:, None], b2[:, None]
+        hidden_shape = _hidden_shape(x_in, w1.shape[0])
+        trains = any(ctx.needs_input_grad)
+        kept = x.new_empty(hidden_shape) if trains else None
+        for image, block in _blocks(hidden_shape):
+            x_block, out_block = x_in[image, block], out[image, block]
+            shape = (x_block.shape[0], *hidden_shape[2:])
+            activated = _scratch(math.prod(shape), x.dtype).view(shape)
+            hidden = activated if kept is None else kept[image, block]
+            _mix(x_block, w1, out=hidden).add_(b1)
+            torch.ops.aten.gelu.out(hidden, out=activated)
+            _mix(activated, w2, out=out_block).add_(b2)
+            if added is not None:
+                out_block.add_(added[image, block])
+        if trains:
+            ctx.save_for_backward(x, w1, w2, kept)
+            ctx.axis = axis
+        return _from_matrices(out, x.shape, axis)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx,gy):
-        x,w1,w2,Z=ctx.saved_tensors; axis=ctx.axis
-        X=_as_matrices(x,axis);G=_as_matrices(gy,axis); GX=torch.empty(X.shape,dtype=x.dtype); hd=w1.shape[0]
-        rows=X.ndim==3
-        w1t=w1.t();w2t=w2.t(); gw1=torch.zeros_like(w1);gw2=torch.zeros_like(w2);gb1=w1.new_zeros(hd);gb2=w1.new_zeros(w2.shape[0])
-        hs=(hd,) if rows else (hd,X.shape[3])
-        per=hd if rows else hd*X.shape[3]
-        g=max(1,_BLOCK_ELEMENTS//per)
-        abuf=_scratch("a",min(g,X.shape[1])*per,x)
-        s=0 if rows else (0,2)
-        for i in range(X.shape[0]):
-          for f in range(0,X.shape[1],g):
-            xc=X[i,f:f+g];gc=G[i,f:f+g];z=Z[i,f:f+g]
-            a=abuf[:xc.shape[0]*per].view(-1,*hs)
-            torch.ops.aten.gelu.out(z,out=a)
-            gw2+=_weight_gradient(gc,a)
-            gb2+=gc.sum(s)
-            _mix(gc,w2t,a)
-            torch.ops.aten.gelu_backward.grad_input(a,z,grad_input=a)
-            gw1+=_weight_gradient(a,xc); gb1+=a.sum(s)
-            _mix(a,w1t,GX[i,f:f+g])
-        gx= GX.view(x.shape) if rows else GX.view(x.movedim(axis,-2).shape).movedim(-2,axis)
-        return gx,gy if ctx.res else None,gw1,gb1,gw2,gb2,None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, w1, w2, kept = ctx.saved_tensors
+        x_in, grad_out = _as_matrices(x, ctx.axis), _as_matrices(grad, ctx.axis)
+        grad_in = torch.empty(x_in.shape, dtype=x.dtype)
+        # Sums over blocks lose digits in half precision.
+        sum_dtype = torch.promote_types(x.dtype, torch.float32)
+        grad_w1, grad_w2 = (torch.zeros_like(w, dtype=sum_dtype) for w in (w1, w2))
+        grad_b1, grad_b2 = (grad_w[:, 0].clone() for grad_w in (grad_w1, grad_w2))
+        for image, block in _blocks(kept.shape):
+            x_block, grad_block, hidden = x_in[image, block], grad_out[image, block], kept[image, block]
+            buffer = _scratch(hidden.numel(), x.dtype).view(hidden.shape)
+            activated = torch.ops.aten.gelu.out(hidden, out=buffer)
+            grad_w2 += _weight_gradient(grad_block, activated)
+            grad_b2 += _bias_gradient(grad_block)
+            grad_activated = _mix(grad_block, w2.t(), out=buffer)
+            grad_hidden = torch.ops.aten.gelu_backward.grad_input(
+                grad_activated, hidden, grad_input=buffer
+            )
+            grad_w1 += _weight_gradient(grad_hidden, x_block)
+            grad_b1 += _bias_gradient(grad_hidden)
+            _mix(grad_hidden, w1.t(), out=grad_in[image, block])
+        return (
+            _from_matrices(grad_in, x.shape, ctx.axis),
+            grad if ctx.needs_input_grad[1] else None,
+            *(total.to(x.dtype) for total in (grad_w1, grad_b1, grad_w2, grad_b2)),
+            None,
+        )

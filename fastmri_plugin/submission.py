@@ -1,0 +1,389 @@
+"""Submissions in the format of the fastMRI leaderboards, written and checked.
+
+A submission is a flat zip of one HDF5 file per volume of the split, under the volume's own name,
+each with one dataset `reconstruction`: float32 magnitudes (slices, H, W), slices in order, cropped
+to the volume's image size, in the intensity units of its k-space.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from fastmri_plugin.transforms import combine_coils, zero_filled_image
+from fastmri_plugin.volumes import (
+    RECONSTRUCTION_KEY,
+    Challenge,
+    VolumeInfo,
+    open_volume,
+    read_reconstruction,
+)
+from img2img_recon.errors import InputError
+from img2img_recon.files import atomic_path
+from img2img_recon.progress import Track, silent
+
+MaskOf = Callable[[VolumeInfo], "np.ndarray | None"]
+Reconstructions = Path | Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]]
+
+# Zero-filling at 4x and 8x keeps the centre of k-space and so nearly all intensity: measured ratios
+# lie within some ten per cent of 1. What goes wrong in practice is far outside a factor of two:
+# normalised images (1e4), an FFT that is not orthonormal (several hundred), squares, a sum in place
+# of a root.
+ALLOWED_RATIO = (0.5, 2.0)
+BRIGHT_FRACTION = 0.1
+# Slices compared with the k-space, per volume; the ends are among them, so that a reversal shows.
+CHECKED_SLICES = 5
+# Neighbouring slices look alike; a slice counts as another one only if that one fits clearly
+# better.
+ORDER_MARGIN = 0.02
+# A fixed date makes equal reconstructions equal archives.
+ZIP_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class SubmissionReport:
+    """What a check of a submission found.
+
+    Attributes:
+        path: the archive.
+        volumes: volumes that were expected.
+        slices: slices in the volumes that have the right shape.
+        num_bytes: size of the archive.
+        problems: one line each: the file, what was found, what is expected. Empty when valid.
+    """
+
+    path: Path
+    volumes: int
+    slices: int
+    num_bytes: int
+    problems: tuple[str, ...]
+
+    def summary(self) -> str:
+        """Say in one line what the archive holds."""
+        return (
+            f"{self.path}: {self.volumes} volumes, {self.slices} slices, "
+            f"{self.num_bytes / 2**20:.1f} MiB"
+        )
+
+    def raise_if_invalid(self) -> None:
+        """Raise an InputError with the first problem and their number, if there is one."""
+        if self.problems:
+            others = len(self.problems) - 1
+            more = f" (and {others} more problem{'s' * (others > 1)})" if others else ""
+            raise InputError(f"{self.path}: {self.problems[0]}{more}")
+
+
+def write_submission(
+    reconstructions: Reconstructions,
+    infos: Sequence[VolumeInfo],
+    out_zip: Path,
+    challenge: Challenge,
+    *,
+    overwrite: bool = False,
+    track: Track = silent,
+) -> Path:
+    """Write the submission of a split; the archive is whole or absent.
+
+    Args:
+        reconstructions: folder of `*.h5` files, mapping, or pairs as they are made (one volume in
+            memory at a time): file name and real (slices, H, W) in the k-space's intensity units.
+        infos: every volume of the split.
+        out_zip: archive to write.
+        challenge: what the split's files hold.
+        overwrite: replace an archive that exists.
+        track: shows the progress over volumes.
+
+    Returns:
+        `out_zip`.
+
+    Raises:
+        InputError: the archive exists, a volume is missing, surplus, of another shape or not
+            finite.
+    """
+    expected = _by_name(infos, challenge)
+    if out_zip.is_dir():
+        raise InputError(f"{out_zip}: a folder, expected the name of a zip file")
+    if out_zip.exists() and not overwrite:
+        raise InputError(f"{out_zip} exists; nothing is overwritten unless asked for")
+    written: set[str] = set()
+    try:
+        with atomic_path(out_zip) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+            pairs = _pairs(reconstructions)
+            for name, volume in track(pairs, "writing the submission", len(infos)):
+                if name not in expected:
+                    raise InputError(f"{name}: surplus, the split has no such volume")
+                if name in written:
+                    raise InputError(f"{name}: given twice")
+                problems = _array_problems(volume, expected[name])
+                if problems:
+                    raise InputError(f"{name}: {problems[0]}")
+                written.add(name)
+                entry = zipfile.ZipInfo(name, ZIP_DATE)
+                entry.external_attr = 0o644 << 16
+                archive.writestr(entry, _hdf5_bytes(volume))
+            missing = sorted(set(expected) - written)
+            if missing:
+                raise InputError(
+                    f"{missing[0]}: missing ({len(missing)} of {len(expected)} volumes of the split)"
+                )
+    except OSError as error:
+        raise InputError(f"{out_zip}: cannot be written ({error.strerror or error})") from None
+    return out_zip
+
+
+def _by_name(infos: Sequence[VolumeInfo], challenge: Challenge) -> dict[str, VolumeInfo]:
+    axes = {"singlecoil": 3, "multicoil": 4}[challenge]
+    for info in infos:
+        if len(info.kspace_shape) != axes:
+            raise InputError(
+                f"{info.path}: kspace has shape {info.kspace_shape}, which is not {challenge}"
+            )
+    return {info.name: info for info in infos}
+
+
+def _pairs(reconstructions: Reconstructions) -> Iterator[tuple[str, np.ndarray]]:
+    if isinstance(reconstructions, Mapping):
+        yield from reconstructions.items()
+    elif isinstance(reconstructions, Path):
+        if not reconstructions.is_dir():
+            raise InputError(f"{reconstructions} is not a folder")
+        for path in sorted(reconstructions.glob("*.h5")):
+            yield path.name, read_reconstruction(path)
+    else:
+        yield from reconstructions
+
+
+def _hdf5_bytes(volume: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        file.create_dataset(RECONSTRUCTION_KEY, data=volume.astype(np.float32, copy=False))
+    return content.getvalue()
+
+
+def _shape_problem(shape: tuple[int, ...], info: VolumeInfo) -> str | None:
+    expected = (info.num_slices, *info.image_size)
+    if shape == expected:
+        return None
+    if len(shape) != 3:
+        return f"shape {shape}, expected {expected} (slices, H, W)"
+    if shape[0] != expected[0]:
+        return f"{shape[0]} slices, expected {expected[0]}"
+    return f"slices of {shape[1]} x {shape[2]}, expected {expected[1]} x {expected[2]} (centre-cropped)"
+
+
+def _array_problems(volume: np.ndarray, info: VolumeInfo) -> list[str]:
+    """What is wrong with a volume by itself."""
+    if not np.issubdtype(volume.dtype, np.floating):
+        return [f"{volume.dtype} values, expected real float32 magnitudes"]
+    problems = []
+    if wrong := _shape_problem(volume.shape, info):
+        problems.append(wrong)
+    finite = np.isfinite(volume)
+    if not finite.all():
+        problems.append(f"{int((~finite).sum())} NaN or infinite values, expected none")
+    return problems
+
+
+def stored_mask(info: VolumeInfo) -> np.ndarray | None:
+    """Read the volume's mask, bool (W,); None for a volume that stores none."""
+    with open_volume(info.path) as volume:
+        return np.asarray(volume["mask"]).astype(bool) if "mask" in volume else None
+
+
+def _checked_slices(num_slices: int) -> np.ndarray:
+    return np.unique(np.linspace(0, num_slices - 1, CHECKED_SLICES).round().astype(int))
+
+
+def _zero_filled(info: VolumeInfo, mask: np.ndarray | None, indices: np.ndarray) -> np.ndarray:
+    with open_volume(info.path) as volume:
+        kspace = volume["kspace"]
+        try:
+            return np.stack(
+                [
+                    combine_coils(zero_filled_image(kspace[index], mask, info.image_size))
+                    for index in indices
+                ]
+            )
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{info.path}: kspace cannot be read ({reason})") from None
+
+
+def intensity_ratio(reconstruction: np.ndarray, zero_filled: np.ndarray) -> float:
+    """Median of a reconstruction over that of the zero-filled image, where the latter is bright.
+
+    Bright is above a tenth of the zero-filled maximum; 1 when the zero-filled image is all zeros.
+    """
+    bright = zero_filled > BRIGHT_FRACTION * zero_filled.max()
+    if not bright.any():
+        return 1.0
+    return float(np.median(reconstruction[bright]) / np.median(zero_filled[bright]))
+
+
+def misplaced_slices(
+    reconstruction: np.ndarray, zero_filled: np.ndarray, indices: np.ndarray
+) -> list[tuple[int, int]]:
+    """Find zero-filled slices that look like another slice of the reconstruction than their own.
+
+    Args:
+        reconstruction: all slices, (slices, H, W).
+        zero_filled: (n, H, W), the slices `indices`.
+        indices: (n,).
+
+    Returns:
+        (index, index of the slice it correlates best with) of each that is clearly misplaced.
+    """
+
+    def normalised(images: np.ndarray) -> np.ndarray:
+        flat = images.reshape(len(images), -1).astype(np.float64)
+        flat = flat - flat.mean(axis=1, keepdims=True)
+        return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), np.finfo(float).tiny)
+
+    correlation = normalised(zero_filled) @ normalised(reconstruction).T
+    best = correlation.argmax(axis=1)
+    return [
+        (int(index), int(other))
+        for index, other, row in zip(indices, best, correlation, strict=True)
+        if row[other] > row[index] + ORDER_MARGIN
+    ]
+
+
+def _content_problems(
+    reconstruction: np.ndarray, info: VolumeInfo, mask: np.ndarray | None
+) -> list[str]:
+    """What is wrong with a well-formed volume beside its own k-space."""
+    problems = []
+    if (lowest := float(reconstruction.min())) < 0:
+        problems.append(f"negative values (down to {lowest:.3g}), expected magnitudes")
+    indices = _checked_slices(info.num_slices)
+    zero_filled = _zero_filled(info, mask, indices)
+    ratio = intensity_ratio(reconstruction[indices], zero_filled)
+    low, high = ALLOWED_RATIO
+    if not low <= ratio <= high:
+        problems.append(
+            f"intensities are {ratio:.3g} times those of the zero-filled image, allowed: {low:g} to "
+            f"{high:g}; the reconstruction must be in the k-space's units"
+        )
+    misplaced = misplaced_slices(reconstruction, zero_filled, indices)
+    # One such slice may be a poor reconstruction; most of them are another order.
+    if 2 * len(misplaced) > len(indices):
+        index, other = misplaced[0]
+        problems.append(f"slices out of order: slice {other} shows what slice {index} measured")
+    return problems
+
+
+def _member_problems(content: bytes, info: VolumeInfo, mask_of: MaskOf) -> tuple[list[str], int]:
+    """Problems of one archive member, and its number of slices if its shape is right."""
+    try:
+        with h5py.File(io.BytesIO(content), "r") as file:
+            keys = sorted(file)
+            if RECONSTRUCTION_KEY not in keys:
+                found = ", ".join(keys) or "nothing"
+                return [f"no dataset '{RECONSTRUCTION_KEY}' (found: {found})"], 0
+            problems = []
+            if len(keys) > 1:
+                surplus = ", ".join(key for key in keys if key != RECONSTRUCTION_KEY)
+                problems.append(f"surplus {surplus}, expected '{RECONSTRUCTION_KEY}' alone")
+            dataset = file[RECONSTRUCTION_KEY]
+            if not isinstance(dataset, h5py.Dataset):
+                return [*problems, f"'{RECONSTRUCTION_KEY}' is a group, expected a dataset"], 0
+            if dataset.dtype != np.float32:
+                problems.append(f"{dataset.dtype} values, expected float32")
+            # Before it is read: a wrong shape may be a huge one.
+            if wrong := _shape_problem(dataset.shape, info):
+                return [*problems, wrong], 0
+            volume = np.asarray(dataset[()])
+    except (OSError, RuntimeError) as error:
+        return [f"not a readable HDF5 file ({' '.join(str(error).split())})"], 0
+    own = _array_problems(volume, info) if volume.dtype == np.float32 else []
+    if not own and not np.issubdtype(volume.dtype, np.complexfloating):
+        own = _content_problems(volume, info, mask_of(info))
+    return problems + own, info.num_slices
+
+
+def _name_problems(members: Sequence[str], expected: Mapping[str, VolumeInfo]) -> list[str]:
+    problems = []
+    for name in members:
+        if "/" in name or "\\" in name:
+            problems.append(f"{name}: in a folder, expected a flat archive")
+        elif name not in expected:
+            problems.append(f"{name}: surplus, the split has no such volume")
+    for name in sorted({name for name in members if members.count(name) > 1}):
+        problems.append(f"{name}: {members.count(name)} times in the archive, expected once")
+    missing = sorted(set(expected) - set(members))
+    problems += [f"{name}: missing, expected every volume of the split" for name in missing]
+    return problems
+
+
+def check_submission(
+    zip_path: Path,
+    infos: Sequence[VolumeInfo],
+    challenge: Challenge,
+    *,
+    mask_of: MaskOf = stored_mask,
+    track: Track = silent,
+) -> SubmissionReport:
+    """Check an archive against the volumes of its split and list all that is wrong with it.
+
+    Names, keys, shapes, types and values of every volume are checked, and against the k-space of a
+    few slices of each, the intensities and the order of slices. Members are read one at a time, in
+    memory.
+
+    Args:
+        zip_path: the archive.
+        infos: every volume of the split.
+        challenge: what the split's files hold.
+        mask_of: the columns to use of a volume; by default its stored mask, all without one.
+        track: shows the progress over volumes.
+
+    Raises:
+        InputError: a volume of the split, not of the submission, cannot be read.
+    """
+    expected = _by_name(infos, challenge)
+    try:
+        archive = zipfile.ZipFile(zip_path)
+        num_bytes = zip_path.stat().st_size
+    except FileNotFoundError:
+        raise InputError(f"{zip_path}: no such file") from None
+    except (OSError, zipfile.BadZipFile):
+        problem = "not a zip archive, expected one with an HDF5 file per volume"
+        return SubmissionReport(zip_path, len(expected), 0, 0, (problem,))
+    with archive:
+        members = archive.namelist()
+        problems = _name_problems(members, expected)
+        present = [name for name in expected if name in members]
+        slices = 0
+        for name in track(present, "checking the submission", len(present)):
+            try:
+                content = archive.read(name)
+            except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+                problems.append(f"{name}: cannot be read from the archive ({error})")
+                continue
+            found, count = _member_problems(content, expected[name], mask_of)
+            slices += count
+            problems += [f"{name}: {problem}" for problem in found]
+    return SubmissionReport(zip_path, len(expected), slices, num_bytes, tuple(problems))
+
+
+def validate_submission(
+    zip_path: Path,
+    infos: Sequence[VolumeInfo],
+    challenge: Challenge,
+    *,
+    mask_of: MaskOf = stored_mask,
+    track: Track = silent,
+) -> SubmissionReport:
+    """Check as `check_submission` does and raise if anything is wrong.
+
+    Raises:
+        InputError: the first problem, and how many more there are.
+    """
+    report = check_submission(zip_path, infos, challenge, mask_of=mask_of, track=track)
+    report.raise_if_invalid()
+    return report
