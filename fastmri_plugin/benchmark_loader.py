@@ -86,7 +86,9 @@ def largest_difference(theirs: Dataset, ours: Dataset) -> float:
         reference, sample = theirs[index], ours[index]
         # fastMRI normalises and then clips at six standard deviations; so is ours before comparing.
         image = ((sample.image - reference.mean) / reference.std).clamp(-6, 6)
-        worst = max(worst, float((image - reference.image).abs().max() / reference.image.abs().max()))
+        worst = max(
+            worst, float((image - reference.image).abs().max() / reference.image.abs().max())
+        )
     return worst
 
 
@@ -97,7 +99,9 @@ def measure(config: LoaderBenchmark) -> dict[str, object]:
         folder = Path(temporary) / "singlecoil_val"
         write_volumes(folder, config)
         theirs = fastmri.data.SliceDataset(
-            folder, "singlecoil", UnetDataTransform("singlecoil", sampling.mask_func(), use_seed=True)
+            folder,
+            "singlecoil",
+            UnetDataTransform("singlecoil", sampling.mask_func(), use_seed=True),
         )
         ours = SliceDataset(
             list_volumes(folder, "singlecoil"),
@@ -143,12 +147,16 @@ def main(words: Sequence[str] | None = None) -> None:
         table.add_row(name, *(f"{row[key]:.2f}" for key in ("q1", "median", "q3")))
     console = Console()
     console.print(table)
-    console.print(f"largest relative difference of the inputs: {result['largest_relative_difference']:.1e}")
+    console.print(
+        f"largest relative difference of the inputs: {result['largest_relative_difference']:.1e}"
+    )
     if config.json is not None:
         try:
             write_json(config.json, result)
         except OSError as error:
-            raise InputError(f"--json: {config.json} cannot be written ({error.strerror})") from None
+            raise InputError(
+                f"--json: {config.json} cannot be written ({error.strerror})"
+            ) from None
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ MAX_OPEN_FILES = 8
 class SliceKey(NamedTuple):
     """Which slice, and in which epoch; the epoch seeds what is random about it."""
 
-    index: int
+    number: int
     epoch: int
 
 
@@ -174,7 +174,11 @@ class TrainBatches:
         self.groups: dict[tuple, list[int]] = {}
         for index, (number, _) in enumerate(dataset.slices):
             info = dataset.volumes[number]
-            shape = (info.kspace_shape[1:], info.image_size, info.target_shape and info.target_shape[1:])
+            shape = (
+                info.kspace_shape[1:],
+                info.image_size,
+                info.target_shape and info.target_shape[1:],
+            )
             self.groups.setdefault(shape, []).append(index)
 
     def __len__(self) -> int:
@@ -187,7 +191,9 @@ class TrainBatches:
         batches = []
         for group in self.groups.values():
             order = draw.sample(group, len(group))
-            batches += [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+            batches += [
+                order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)
+            ]
         draw.shuffle(batches)
         wanted = len(self) * self.world_size
         batches += [batches[i % len(batches)] for i in range(wanted - len(batches))]
@@ -266,12 +272,19 @@ class SliceDataModule(pl.LightningDataModule):
         # A process without a volume of its own validates nothing and takes part in the sums.
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
+    def batches_per_epoch(self) -> int:
+        """Training batches that each process sees in an epoch."""
+        assert self.trainer is not None
+        return len(
+            TrainBatches(self.train, self.batch_size, self.seed, 0, self.trainer.world_size)
+        )
+
     def train_dataloader(self) -> DataLoader:
         """Batches from where the run was interrupted, or from the epoch's start."""
         trainer = self.trainer
         assert trainer is not None
         progress = trainer.fit_loop.epoch_loop.batch_progress.current
-        skip = progress.processed if trainer.fit_loop.restarting else 0
+        skip = progress.ready if trainer.fit_loop.restarting else 0
         batches = TrainBatches(
             self.train, self.batch_size, self.seed, trainer.global_rank, trainer.world_size, skip
         )
@@ -291,4 +304,3 @@ def most_common_size(volumes: Sequence[VolumeInfo]) -> tuple[int, int]:
     for info in volumes:
         counts[info.image_size] = counts.get(info.image_size, 0) + info.num_slices
     return max(counts, key=lambda size: (counts[size], size))
-

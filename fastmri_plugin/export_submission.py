@@ -1,10 +1,7 @@
 """Reconstruct a split with a trained run into a leaderboard submission, or check a submission.
 
-    python fastmri_plugin/export_submission.py --checkpoint RUN --data_path DATA --challenge
-    singlecoil \
-        --test_split test --out submission.zip
-    python fastmri_plugin/export_submission.py --validate submission.zip --data_path DATA \
-        --challenge singlecoil
+python fastmri_plugin/export_submission.py --data_path DATA ... --checkpoint RUN --out FILE.zip
+python fastmri_plugin/export_submission.py --data_path DATA ... --validate FILE.zip
 """
 
 from __future__ import annotations
@@ -60,19 +57,20 @@ class ExportConfig:
             raise InputError(f"--num_workers: given {self.num_workers}, allowed: 0 or more")
 
 
-def export(config: ExportConfig, infos: Sequence[VolumeInfo], checkpoint: Path, out: Path) ->
-MaskOf:
-    """Reconstruct `infos` with `checkpoint` into the archive `out`; the masks that were used.
+def export(
+    config: ExportConfig, infos: Sequence[VolumeInfo], checkpoint: Path, out: Path
+) -> MaskOf:
+    """Reconstruct `infos` with `checkpoint` into the archive `out`; return the masks it used.
 
     Raises:
         InputError: a checkpoint that cannot be used or is another challenge's, an archive that
             exists.
     """
+    if out.exists() and not config.overwrite:
+        raise InputError(f"--out: {out} exists; give --overwrite to replace it")
     # Lightning and the networks: only an export needs them.
     from fastmri_plugin.inference import load_reconstructor, pick_device, reconstruct_volumes
 
-    if out.exists() and not config.overwrite:
-        raise InputError(f"--out: {out} exists; give --overwrite to replace it")
     reconstructor = load_reconstructor(checkpoint)
     if reconstructor.challenge != config.challenge:
         raise InputError(
@@ -106,7 +104,7 @@ def main(words: Sequence[str] | None = None) -> None:
     for problem in report.problems:
         print(f"{path}: {problem}", file=sys.stderr)
     if report.problems:
-        raise InputError(f"{path}: not valid, {len(report.problems)} found (listed above)")
+        raise InputError(f"{path}: not valid, {len(report.problems)} problem(s) listed above")
     print(f"valid submission: {report.summary()}")
 
 

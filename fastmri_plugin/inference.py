@@ -69,7 +69,9 @@ def load_reconstructor(source: Path) -> Reconstructor:
     if not config or config.get("task") != "mri":
         task = config.get("task") if config else "none"
         raise InputError(f"{path}: not a checkpoint of fastmri_plugin/train.py (its task: {task})")
-    module = build_module(config["model"], config["model_options"], config["lr"], config["lr_interval"])
+    module = build_module(
+        config["model"], config["model_options"], config["lr"], config["lr_interval"]
+    )
     load_weights(module, checkpoint, path)
     sampling = Sampling(
         config["mask_type"], tuple(config["accelerations"]), tuple(config["center_fractions"])
@@ -82,7 +84,9 @@ def pick_device(accelerator: str) -> torch.device:
     if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise InputError(f"--accelerator: given {accelerator}, but torch sees no GPU; allowed here: auto, cpu")
+        raise InputError(
+            f"--accelerator: given {accelerator}, but torch sees no GPU; allowed here: auto, cpu"
+        )
     return torch.device("cuda")
 
 

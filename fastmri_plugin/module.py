@@ -25,7 +25,13 @@ FASTMRI_MODELS = ("fastmri_unet", "fastmri_varnet")
 
 FASTMRI_OPTIONS: dict[str, dict[str, Any]] = {
     "fastmri_unet": {"chans": 32, "num_pool_layers": 4, "drop_prob": 0.0},
-    "fastmri_varnet": {"num_cascades": 12, "pools": 4, "chans": 18, "sens_pools": 4, "sens_chans": 8},
+    "fastmri_varnet": {
+        "num_cascades": 12,
+        "pools": 4,
+        "chans": 18,
+        "sens_pools": 4,
+        "sens_chans": 8,
+    },
 }
 
 
@@ -96,9 +102,12 @@ class _ImageModule(MriModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """Adam under a linear one-cycle schedule (the paper's)."""
         optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
-        steps = int(self.trainer.estimated_stepping_batches)
-        if self.lr_interval == "epoch":
-            steps = self.trainer.max_epochs or 1
+        steps = self.trainer.max_epochs or 1
+        if self.lr_interval == "step":
+            # Not trainer.estimated_stepping_batches: it would start the loader before a resumed run
+            # knows which epoch it is in and how far it has come.
+            batches = self.trainer.datamodule.batches_per_epoch()
+            steps *= -(-batches // self.trainer.accumulate_grad_batches)
         schedule = one_cycle(optimizer, self.lr, max(steps, 2))
         return {
             "optimizer": optimizer,
@@ -128,7 +137,9 @@ def model_options(name: str, given: Mapping[str, Any], img_size: tuple[int, int]
         allowed = FASTMRI_OPTIONS[name]
         for key in given:
             if key not in allowed:
-                raise InputError(f"--{key}: {name} has no such option; it has: {', '.join(allowed)}")
+                raise InputError(
+                    f"--{key}: {name} has no such option; it has: {', '.join(allowed)}"
+                )
         return {**allowed, **given}
     if name not in list_models():
         raise InputError(f"--model: given {name}, allowed: {', '.join(list_trainable())}")
@@ -148,7 +159,10 @@ def model_options(name: str, given: Mapping[str, Any], img_size: tuple[int, int]
 def build_module(
     name: str, options: Mapping[str, Any], lr: float | None, lr_interval: str
 ) -> MriModule:
-    """The Lightning module of a model; `lr=None` keeps a fastMRI module's own rate."""
+    """The Lightning module of a model.
+
+    fastMRI's modules bring their own schedule; their rate is theirs too unless one is given.
+    """
     if name in FASTMRI_OPTIONS:
         rate = {} if lr is None else {"lr": lr}
         shape = {"in_chans": 1, "out_chans": 1} if name == "fastmri_unet" else {}

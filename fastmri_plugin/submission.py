@@ -31,12 +31,12 @@ from img2img_recon.progress import Track, silent
 MaskOf = Callable[[VolumeInfo], "np.ndarray | None"]
 Reconstructions = Path | Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]]
 
-# Zero-filling at 4x and 8x keeps the centre of k-space and so nearly all intensity: measured ratios
-# lie within some ten per cent of 1. What goes wrong in practice is far outside a factor of two:
-# normalised images (1e4), an FFT that is not orthonormal (several hundred), squares, a sum in place
-# of a root.
+# Zero-filling at 4x and 8x keeps the centre of k-space and so nearly all intensity: the targets of the
+# synthetic test split lie at 0.82 to 0.98 of it. What goes wrong in practice is far outside a factor
+# of two: normalised images (1e4), an FFT that is not orthonormal (several hundred), squares.
 ALLOWED_RATIO = (0.5, 2.0)
 BRIGHT_FRACTION = 0.1
+ALLOWED_NEGATIVE = 0.1
 # Slices compared with the k-space, per volume; the ends are among them, so that a reversal shows.
 CHECKED_SLICES = 5
 # Neighbouring slices look alike; a slice counts as another one only if that one fits clearly
@@ -130,7 +130,7 @@ def write_submission(
             missing = sorted(set(expected) - written)
             if missing:
                 raise InputError(
-                    f"{missing[0]}: missing ({len(missing)} of {len(expected)} volumes of the split)"
+                    f"{missing[0]}: missing ({len(missing)} of the split's {len(expected)} volumes)"
                 )
     except OSError as error:
         raise InputError(f"{out_zip}: cannot be written ({error.strerror or error})") from None
@@ -174,11 +174,11 @@ def _shape_problem(shape: tuple[int, ...], info: VolumeInfo) -> str | None:
         return f"shape {shape}, expected {expected} (slices, H, W)"
     if shape[0] != expected[0]:
         return f"{shape[0]} slices, expected {expected[0]}"
-    return f"slices of {shape[1]} x {shape[2]}, expected {expected[1]} x {expected[2]} (centre-cropped)"
+    return f"slices of {shape[1]} x {shape[2]}, expected the centre {expected[1]} x {expected[2]}"
 
 
 def _array_problems(volume: np.ndarray, info: VolumeInfo) -> list[str]:
-    """What is wrong with a volume by itself."""
+    """List what is wrong with a volume by itself."""
     if not np.issubdtype(volume.dtype, np.floating):
         return [f"{volume.dtype} values, expected real float32 magnitudes"]
     problems = []
@@ -215,12 +215,16 @@ def _zero_filled(info: VolumeInfo, mask: np.ndarray | None, indices: np.ndarray)
             raise InputError(f"{info.path}: kspace cannot be read ({reason})") from None
 
 
+def _bright(image: np.ndarray) -> np.ndarray:
+    return image > BRIGHT_FRACTION * image.max()
+
+
 def intensity_ratio(reconstruction: np.ndarray, zero_filled: np.ndarray) -> float:
     """Median of a reconstruction over that of the zero-filled image, where the latter is bright.
 
     Bright is above a tenth of the zero-filled maximum; 1 when the zero-filled image is all zeros.
     """
-    bright = zero_filled > BRIGHT_FRACTION * zero_filled.max()
+    bright = _bright(zero_filled)
     if not bright.any():
         return 1.0
     return float(np.median(reconstruction[bright]) / np.median(zero_filled[bright]))
@@ -257,18 +261,24 @@ def misplaced_slices(
 def _content_problems(
     reconstruction: np.ndarray, info: VolumeInfo, mask: np.ndarray | None
 ) -> list[str]:
-    """What is wrong with a well-formed volume beside its own k-space."""
+    """List what is wrong with a well-formed volume beside its own k-space."""
     problems = []
-    if (lowest := float(reconstruction.min())) < 0:
-        problems.append(f"negative values (down to {lowest:.3g}), expected magnitudes")
     indices = _checked_slices(info.num_slices)
     zero_filled = _zero_filled(info, mask, indices)
+    # Networks undershoot a little in the dark; a signed image is negative where there is signal.
+    bright = _bright(zero_filled)
+    negative = float((reconstruction[indices][bright] < 0).mean()) if bright.any() else 0.0
+    if negative > ALLOWED_NEGATIVE:
+        problems.append(
+            f"{negative:.0%} of the bright pixels are negative, allowed: {ALLOWED_NEGATIVE:.0%}; "
+            "magnitudes are expected"
+        )
     ratio = intensity_ratio(reconstruction[indices], zero_filled)
     low, high = ALLOWED_RATIO
     if not low <= ratio <= high:
         problems.append(
-            f"intensities are {ratio:.3g} times those of the zero-filled image, allowed: {low:g} to "
-            f"{high:g}; the reconstruction must be in the k-space's units"
+            f"intensities are {ratio:.3g} times those of the zero-filled image, allowed: {low:g} "
+            f"to {high:g}; the reconstruction must be in the k-space's units"
         )
     misplaced = misplaced_slices(reconstruction, zero_filled, indices)
     # One such slice may be a poor reconstruction; most of them are another order.

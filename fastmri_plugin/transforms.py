@@ -23,7 +23,7 @@ MASK_TYPES = ("random", "equispaced_fraction", "equispaced", "magic", "magic_fra
 
 
 def name_seed(fname: str) -> tuple[int, ...]:
-    """fastMRI's seed of a volume's mask: the code points of its file name."""
+    """FastMRI's seed of a volume's mask: the code points of its file name."""
     return tuple(map(ord, fname))
 
 
@@ -158,7 +158,9 @@ class ImageTransform:
         columns = self._columns(mask, kspace.shape[-1], fname)
         wanted = target.shape[-2:] if target is not None else tuple(attrs["recon_size"][:2])
         size = crop_size((int(wanted[0]), int(wanted[1])), kspace.shape)
-        image = combine_coils(zero_filled_magnitude(kspace, columns, size)).astype(np.float32, copy=False)
+        image = combine_coils(zero_filled_magnitude(kspace, columns, size)).astype(
+            np.float32, copy=False
+        )
         # One bad sample spreads over the whole image, so the image's sum tells.
         if not np.isfinite(image.sum()):
             raise InputError(f"{fname}: slice {slice_num} of kspace holds NaN or infinite values")
@@ -166,7 +168,9 @@ class ImageTransform:
             return ImageSample(torch.from_numpy(image), torch.tensor(0.0), fname, slice_num, 0.0)
         target = np.ascontiguousarray(center_crop(target, size), dtype=np.float32)
         if not np.isfinite(target.sum()):
-            raise InputError(f"{fname}: slice {slice_num} of the target holds NaN or infinite values")
+            raise InputError(
+                f"{fname}: slice {slice_num} of the target holds NaN or infinite values"
+            )
         return ImageSample(
             torch.from_numpy(image), torch.from_numpy(target), fname, slice_num, float(attrs["max"])
         )
@@ -196,7 +200,9 @@ class Sampling:
                 raise InputError(f"--accel: given {acceleration}, allowed: 1 or more")
         for fraction in self.center_fractions:
             if not 0 < fraction <= 1:
-                raise InputError(f"--center_fractions: given {fraction:g}, allowed: above 0, up to 1")
+                raise InputError(
+                    f"--center_fractions: given {fraction:g}, allowed: above 0, up to 1"
+                )
         if len(self.accelerations) != len(self.center_fractions):
             raise InputError(
                 f"--center_fractions: given {len(self.center_fractions)} for "
@@ -204,7 +210,7 @@ class Sampling:
             )
 
     def mask_func(self) -> MaskFunc:
-        """fastMRI's mask function."""
+        """FastMRI's mask function."""
         return create_mask_for_mask_type(
             self.mask_type, list(self.center_fractions), list(self.accelerations)
         )
@@ -218,5 +224,5 @@ class Sampling:
 
 
 def usual_center_fraction(acceleration: int) -> float:
-    """fastMRI's centre fraction: 0.08 at 4x, 0.04 at 8x, and in proportion elsewhere."""
+    """FastMRI's centre fraction: 0.08 at 4x, 0.04 at 8x, and in proportion elsewhere."""
     return min(0.32 / acceleration, 1.0)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -115,7 +115,9 @@ def read_volume_info(path: Path, challenge: Challenge) -> VolumeInfo:
         shape = tuple(int(n) for n in volume["kspace"].shape)
         expected = {"singlecoil": 3, "multicoil": 4}[challenge]
         if len(shape) != expected:
-            kind = {3: "single-coil", 4: "multi-coil"}.get(len(shape), "neither single- nor multi-coil")
+            kind = {3: "single-coil", 4: "multi-coil"}.get(
+                len(shape), "neither single- nor multi-coil"
+            )
             layout = "(slices, H, W)" if expected == 3 else "(slices, coils, H, W)"
             raise InputError(
                 f"{path}: kspace has shape {shape}, which is {kind}; --challenge {challenge} needs {layout}"
@@ -131,17 +133,20 @@ def read_volume_info(path: Path, challenge: Challenge) -> VolumeInfo:
             raise InputError(
                 f"{path}: mask has shape {volume['mask'].shape}, expected ({shape[-1]},), one entry per column"
             )
-        target_shape, max_value = None, None
+        target_shape: tuple[int, int, int] | None = None
+        max_value: float | None = None
         if (key := TARGET_KEYS[challenge]) in volume:
             target = volume[key]
             if target.ndim != 3 or target.shape[0] != shape[0]:
                 raise InputError(
                     f"{path}: {key} has shape {target.shape}, expected ({shape[0]}, H, W)"
                 )
-            target_shape = tuple(int(n) for n in target.shape)
+            target_shape = (int(shape[0]), int(target.shape[1]), int(target.shape[2]))
             max_value = float(volume.attrs["max"] if "max" in volume.attrs else target[()].max())
             if not (np.isfinite(max_value) and max_value > 0):
-                raise InputError(f"{path}: the target's maximum is {max_value}, expected a positive number")
+                raise InputError(
+                    f"{path}: the target's maximum is {max_value}, expected a positive number"
+                )
         acceleration = volume.attrs.get("acceleration")
         return VolumeInfo(
             path=path,
@@ -218,9 +223,9 @@ def list_volumes(
     cache.save()
     if not volumes:
         raise InputError(f"{broken[0]} (and no other volume in {folder.name} can be used)")
-    for error in broken:
-        assert on_broken is not None
-        on_broken(error)
+    if on_broken is not None:
+        for problem in broken:
+            on_broken(problem)
     return volumes
 
 
@@ -249,10 +254,11 @@ class _MetadataCache:
             entry = asdict(info)
             del entry["path"]
         self.current[key] = entry
-        return VolumeInfo(
-            path=path,
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()},
-        )
+        lists_as_tuples: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in entry.items()
+        }
+        return VolumeInfo(path=path, **lists_as_tuples)
 
     def save(self) -> None:
         if self.current != self.known:
@@ -280,7 +286,9 @@ def center_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def write_reconstruction(path: Path, reconstruction: np.ndarray) -> None:
     """Write one volume (slices, H, W) as float32 under fastMRI's key, atomically."""
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as volume:
-        volume.create_dataset(RECONSTRUCTION_KEY, data=reconstruction.astype(np.float32, copy=False))
+        volume.create_dataset(
+            RECONSTRUCTION_KEY, data=reconstruction.astype(np.float32, copy=False)
+        )
 
 
 def read_reconstruction(path: Path) -> np.ndarray:

@@ -33,7 +33,7 @@ def flag(default: Any = MISSING, *, help: str, positional: bool = False) -> Any:
 
 def underscore_flags(words: Sequence[str]) -> list[str]:
     """Spell every flag with underscores, so that `--data-path` and `--data_path` are one flag."""
-    spelled = []
+    spelled: list[str] = []
     for position, word in enumerate(words):
         if word == "--":
             return spelled + list(words[position:])

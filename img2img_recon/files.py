@@ -20,7 +20,9 @@ def cache_dir(*parts: str) -> Path:
     """A folder (made if need be) in the user's cache: `$IMG2IMG_CACHE`, else `$XDG_CACHE_HOME`, else `~/.cache`."""
     own = os.environ.get(CACHE_VARIABLE)
     shared = os.environ.get("XDG_CACHE_HOME")
-    root = Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "img2img_recon"
+    root = (
+        Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "img2img_recon"
+    )
     folder = root.expanduser().joinpath(*parts)
     try:
         folder.mkdir(parents=True, exist_ok=True)

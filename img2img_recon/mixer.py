@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from img2img_recon.errors import InputError
-from img2img_recon.mixing import MixerLayer, TokenMixing
+from img2img_recon.mixing import BLOCK_ELEMENTS, MixerLayer, TokenMixing, runs_blocked
 from img2img_recon.patches import PatchEmbed, PatchExpand
 
 
@@ -31,8 +32,8 @@ class Img2ImgMixer(nn.Module):
     Shapes: (B, in_chans, H, W) -> (B, out_chans, H, W).
 
     Raises:
-        InputError: `img_size` is not divisible by `patch_size`, a size is not positive, or an image of
-            another size comes in.
+        InputError: `img_size` is smaller than a patch or not divisible by `patch_size`, or an image
+            of another size comes in.
     """
 
     def __init__(
@@ -59,12 +60,25 @@ class Img2ImgMixer(nn.Module):
         self.output = nn.Linear(embed_dim, out_chans, bias=False)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Map (B, in_chans, H, W) to (B, out_chans, H, W)."""
         check_image(image, self.in_chans, self.img_size)
         volume = self.mixer_layers(self.patch_embed(image))  # (B, H/P, W/P, C)
-        # Mapping every pixel to the image's channels before the pixels are laid out moves out_chans
-        # numbers a pixel instead of embed_dim.
-        cells = self.output(self.patch_expand.cells(volume))  # (B, H/P, W/P, P, P, out_chans)
+        cells = self._output_cells(volume)  # (B, H/P, W/P, P, P, out_chans)
         return self.patch_expand.interleave(cells).permute(0, 3, 1, 2).contiguous()
+
+    def _output_cells(self, volume: Tensor) -> Tensor:
+        """Expand every cell to P x P pixels of the output image, still gathered by cell.
+
+        Mapping to the image's channels before the pixels are laid out moves out_chans numbers a pixel
+        instead of embed_dim. Without gradients a CPU also does it block by block, as `mixing` does.
+        """
+        if torch.is_grad_enabled() or not runs_blocked(volume, self.output.weight):
+            return self.output(self.patch_expand.cells(volume))
+        rows = volume.flatten(0, 1)[:, None]  # (B * H/P, 1, W/P, C)
+        expanded = rows[0].numel() * self.patch_expand.scale**2
+        blocks = rows.split(max(1, BLOCK_ELEMENTS // expanded))
+        cells = torch.cat([self.output(self.patch_expand.cells(block)) for block in blocks])
+        return cells.view(*volume.shape[:3], *cells.shape[3:])
 
 
 def image_size(img_size: int | tuple[int, int], divisor: int) -> tuple[int, int]:
@@ -73,9 +87,13 @@ def image_size(img_size: int | tuple[int, int], divisor: int) -> tuple[int, int]
     if divisor < 1:
         raise InputError(f"the patch size is {divisor}; it must be at least 1")
     if height < divisor or width < divisor:
-        raise InputError(f"img_size {height} x {width} is smaller than a patch of {divisor} x {divisor}")
+        raise InputError(
+            f"img_size {height} x {width} is smaller than a patch of {divisor} x {divisor}"
+        )
     if height % divisor or width % divisor:
-        raise InputError(f"img_size {height} x {width} is not divisible by {divisor}, the patch size")
+        raise InputError(
+            f"img_size {height} x {width} is not divisible by {divisor}, the patch size"
+        )
     return height, width
 
 

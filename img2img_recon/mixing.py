@@ -1,14 +1,15 @@
 """Mixing along one axis of a channels-last volume, and the mixer layer made of it.
 
-Mixing along height is `W @ x` on (H, W * C) and mixing along width is `W @ x` on (W, C) for every row, so
-a channels-last volume is never transposed. On a CPU every MLP also runs over blocks small enough for their
-hidden layer to stay in cache (`_BlockedMLP`, the one fast path); everything else, CUDA and `torch.compile`
-among it, runs the plain formulation.
+Mixing along height is `W @ x` on (H, W * C), and mixing along width is `W @ x` on (W, C) for every
+row, so a channels-last volume is never transposed. On a CPU every MLP also runs over blocks small
+enough for their hidden layer to stay in cache (`blocked_mlp`, the one fast path); everything else,
+CUDA and `torch.compile` among it, runs the plain formulation.
 """
 
 from __future__ import annotations
 
 import math
+import platform
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 
 TokenMixing = Literal["mlp", "linear"]
 
+
 def axis_linear(x: Tensor, weight: Tensor, bias: Tensor, axis: int) -> Tensor:
     """Apply y = weight @ x + bias along one axis, without transposing.
 
@@ -30,9 +32,13 @@ def axis_linear(x: Tensor, weight: Tensor, bias: Tensor, axis: int) -> Tensor:
     if axis == x.ndim - 1:
         return F.linear(x, weight, bias)
     shape = x.shape
-    # (outer, K, inner): the axes after `axis` are the columns of one matrix product per outer index.
+    # (outer, K, inner): the axes after `axis` are the columns of one product per outer index.
+    # `matmul` would copy here, to fold the outer index into the columns.
     columns = x.reshape(shape[:axis].numel(), shape[axis], shape[axis + 1 :].numel())
-    mixed = torch.matmul(weight, columns) + bias[:, None]
+    if columns.shape[0] == 1:
+        mixed = torch.addmm(bias[:, None], weight, columns[0])
+    else:
+        mixed = torch.baddbmm(bias[:, None], weight.expand(columns.shape[0], -1, -1), columns)
     return mixed.view(*shape[:axis], weight.shape[0], *shape[axis + 1 :])
 
 
@@ -52,6 +58,7 @@ class AxisLinear(nn.Linear):
         self.axis = axis
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_features, ...) to (..., out_features, ...)."""
         return axis_linear(x, self.weight, self.bias, self.axis)
 
 
@@ -73,18 +80,11 @@ class AxisMLP(nn.Module):
         self.fc2 = AxisLinear(hidden_dim, dim, axis)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """MLP(x), or residual + MLP(x) where `residual`, of the output's shape, is given."""
-        if not _runs_blocked(x, self.fc1.weight):
-            mixed = self.fc2(F.gelu(self.fc1(x)))
-            return mixed if residual is None else residual + mixed
-        weights = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-        if torch.is_autocast_enabled("cpu"):
-            # Autocast looks at operators, not inside an autograd.Function: cast here as it would have.
-            dtype = torch.get_autocast_dtype("cpu")
-            x, weights = x.to(dtype), tuple(weight.to(dtype) for weight in weights)
-        if residual is not None and residual.dtype == x.dtype:
-            return _BlockedMLP.apply(x, residual, *weights, self.axis % x.ndim)
-        mixed = _BlockedMLP.apply(x, None, *weights, self.axis % x.ndim)
+        """Return MLP(x), or residual + MLP(x) where `residual`, of x's shape, is given."""
+        if runs_blocked(x, self.fc1.weight):
+            weights = [self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias]
+            return blocked_mlp(x, weights, self.axis % x.ndim, residual)
+        mixed = self.fc2(F.gelu(self.fc1(x)))
         return mixed if residual is None else residual + mixed
 
 
@@ -126,6 +126,7 @@ class MixerLayer(nn.Module):
         self.channel_mixing = AxisMLP(embed_dim, mlp_ratio * embed_dim, axis=-1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to (B, H, W, C)."""
         mixed = self.height_mixing(self.token_norm(x))
         if isinstance(self.width_mixing, AxisMLP):
             x = self.width_mixing(mixed, residual=x)
@@ -136,22 +137,23 @@ class MixerLayer(nn.Module):
 
 # How the blocked MLP works
 #
-# The hidden layer is f times the volume (8 MB for 64 x 64 x 128 with f = 4), and in the plain formulation
-# it travels to memory and back around GELU. Here an MLP runs over one block of its batch axes at a time,
-# through a hidden buffer that stays in cache and is kept between calls (a fresh one would cost a page fault
-# for every 4 KB). A product without bias and an addition in place in cache beat `addmm`, which first copies
-# the bias over its whole output. Training keeps the hidden layer before GELU, and nothing else of that size:
-# computing GELU again in cache is cheaper than storing its result.
+# The hidden layer is f times the volume (8 MB for 64 x 64 x 128 with f = 4), and in the plain
+# formulation it travels to memory and back around GELU. Here an MLP runs over one block of its batch
+# axes at a time, through a hidden buffer that stays in cache and is kept between calls (a fresh one
+# would cost a page fault for every 4 KB). A product without bias and an addition in place in cache
+# beat `addmm`, which first copies the bias over its whole output. Training keeps the hidden layer
+# before GELU and nothing else of that size: computing GELU again costs less than storing its result.
 
-# Elements of the hidden buffer: 2 MB in float32, the second-level caches of two cores together.
-_BLOCK_ELEMENTS = 1 << 19
+# Elements of the hidden buffer: 4 MB in float32. Smaller blocks are more operations, each of which
+# starts and joins all threads; larger ones fall out of the last-level cache.
+BLOCK_ELEMENTS = 1 << 20
 
 _local = threading.local()
 
 
 @contextmanager
 def plain_formulation() -> Iterator[None]:
-    """Run every `AxisMLP` of this thread in its plain formulation, to compare or to trace operators."""
+    """Run every `AxisMLP` of this thread in its plain formulation, to compare or to trace."""
     before = getattr(_local, "plain", False)
     _local.plain = True
     try:
@@ -160,8 +162,8 @@ def plain_formulation() -> Iterator[None]:
         _local.plain = before
 
 
-def _runs_blocked(x: Tensor, weight: Tensor) -> bool:
-    """True for ordinary tensors on a CPU; tracers and tensor subclasses get the plain formulation."""
+def runs_blocked(x: Tensor, weight: Tensor) -> bool:
+    """True for ordinary tensors on a CPU; tracers and tensor subclasses run the plain formulation."""
     return (
         x.device.type == "cpu"
         and type(x) is Tensor
@@ -173,11 +175,44 @@ def _runs_blocked(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+def blocked_mlp(x: Tensor, weights: list[Tensor], axis: int, residual: Tensor | None) -> Tensor:
+    """Compute [residual +] W2 gelu(W1 x + b1) + b2 along a non-negative axis, block by block.
+
+    In bfloat16 or float16 on a processor without units for it the arithmetic is float32: there a
+    half-precision product is emulated, and takes several times as long as a float32 one.
+    """
+    dtype = x.dtype
+    if torch.is_autocast_enabled("cpu") and dtype != torch.float64:
+        # Autocast looks at operators, not inside an autograd.Function: cast as it would have.
+        dtype = torch.get_autocast_dtype("cpu")
+    compute_dtype = dtype if has_units_for(dtype) else torch.float32
+    x, *weights = (tensor.to(compute_dtype) for tensor in (x, *weights))
+    options = (axis, torch.is_grad_enabled())  # inside the Function gradients are always off
+    if residual is not None and residual.dtype == compute_dtype:
+        return _BlockedMLP.apply(x, residual, *weights, *options)
+    mixed = _BlockedMLP.apply(x, None, *weights, *options).to(dtype)
+    return mixed if residual is None else residual + mixed
+
+
+def has_units_for(dtype: torch.dtype) -> bool:
+    """Whether this CPU multiplies matrices of `dtype` at least as fast as float32."""
+    probes = {
+        torch.bfloat16: ("_is_avx512_bf16_supported", "_is_amx_tile_supported"),
+        torch.float16: ("_is_amx_fp16_supported",),
+    }
+    if dtype not in probes or platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    found = [getattr(torch.cpu, name, None) for name in probes[dtype]]
+    return any(probe() for probe in found if probe is not None)
+
+
 def _scratch(numel: int, dtype: torch.dtype) -> Tensor:
-    """The hidden buffer of this thread, flat and uninitialised; no result may share its memory."""
+    """Return this thread's hidden buffer, flat and uninitialised; no result may share its memory."""
     buffers: dict[torch.dtype, Tensor] = _local.__dict__.setdefault("buffers", {})
     if dtype not in buffers or buffers[dtype].numel() < numel:
-        with torch.inference_mode(False):  # a buffer born in inference mode could not serve training
+        with torch.inference_mode(
+            False
+        ):  # a buffer born in inference mode could not serve training
             buffers[dtype] = torch.empty(numel, dtype=dtype)
     return buffers[dtype][:numel]
 
@@ -185,8 +220,8 @@ def _scratch(numel: int, dtype: torch.dtype) -> Tensor:
 def _as_matrices(x: Tensor, axis: int) -> Tensor:
     """View x so that one product mixes `axis`; data moves only where no view exists.
 
-    The last axis: (..., dim) -> (1, rows, dim), mixed from the right. Any other: -> (B, matrices, dim, C),
-    mixed from the left; for height the matrices are the columns of the grid.
+    The last axis: (..., dim) -> (1, rows, dim), mixed from the right. Any other: -> (B, matrices,
+    dim, C), mixed from the left; for height the matrices are the columns of the grid.
     """
     if axis == x.ndim - 1:
         return x.reshape(1, -1, x.shape[-1])
@@ -203,45 +238,39 @@ def _from_matrices(matrices: Tensor, shape: torch.Size, axis: int) -> Tensor:
     return matrices.view(moved).movedim(-2, axis)
 
 
-def _hidden_shape(matrices: Tensor, hidden_dim: int) -> list[int]:
-    """The hidden layer's shape for `_as_matrices`'s view."""
-    shape = list(matrices.shape)
-    shape[2] = hidden_dim
-    return shape
+def _blocks(matrices: Tensor, per_block: int) -> list[Tensor]:
+    """Cut `_as_matrices`'s view into blocks of `per_block` rows or matrices, image by image."""
+    return [block for image in matrices.unbind(0) for block in image.split(per_block)]
 
 
-def _blocks(hidden_shape: Sequence[int]) -> list[tuple[int, slice]]:
-    """(image, slice of rows or matrices) of every block."""
-    images, count, *rest = hidden_shape
-    step = max(1, _BLOCK_ELEMENTS // math.prod(rest))
-    return [
-        (image, slice(start, min(start + step, count)))
-        for image in range(images)
-        for start in range(0, count, step)
-    ]
+def _hidden_buffer(hidden_shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Shape the scratch buffer as one block's hidden layer; its length is a block's length."""
+    _, count, *rest = hidden_shape
+    per_block = min(count, max(1, BLOCK_ELEMENTS // math.prod(rest)))
+    return _scratch(per_block * math.prod(rest), dtype).view(per_block, *rest)
 
 
 def _mix(x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
-    """out = the weight applied to rows (rows, dim), or from the left to each of (matrices, dim, C)."""
+    """Write the weight applied to rows (rows, dim), or to each of (matrices, dim, C), into `out`."""
     if x.ndim == 2:
         return torch.mm(x, weight.t(), out=out)
     return torch.bmm(weight.expand(x.shape[0], -1, -1), x, out=out)
 
 
 def _weight_gradient(grad_out: Tensor, x: Tensor) -> Tensor:
-    """The gradient of `_mix` for its weight."""
+    """Return the gradient of `_mix` for its weight."""
     if x.ndim == 2:
         return grad_out.t() @ x
     return torch.bmm(grad_out, x.transpose(1, 2)).sum(0)
 
 
 def _bias_gradient(grad_out: Tensor) -> Tensor:
-    """The gradient of `_mix` plus bias for the bias."""
+    """Return the gradient of `_mix` plus bias for the bias."""
     return grad_out.sum(0) if grad_out.ndim == 2 else grad_out.sum((0, 2))
 
 
 class _BlockedMLP(torch.autograd.Function):
-    """residual + W2 gelu(W1 x + b1) + b2 along one axis (a non-negative number), block by block."""
+    """The arithmetic of `blocked_mlp`, in one dtype, with its gradient."""
 
     @staticmethod
     def forward(
@@ -253,25 +282,30 @@ class _BlockedMLP(torch.autograd.Function):
         w2: Tensor,
         b2: Tensor,
         axis: int,
+        grad_enabled: bool,
     ) -> Tensor:
         x_in = _as_matrices(x, axis)
         out = torch.empty(x_in.shape, dtype=x.dtype)
-        added = None if residual is None else _as_matrices(residual, axis)
         if x_in.ndim == 4:
             b1, b2 = b1[:, None], b2[:, None]
-        hidden_shape = _hidden_shape(x_in, w1.shape[0])
-        trains = any(ctx.needs_input_grad)
+        hidden_shape = list(x_in.shape)
+        hidden_shape[2] = w1.shape[0]
+        buffer = _hidden_buffer(hidden_shape, x.dtype)
+        trains = grad_enabled and any(ctx.needs_input_grad)
         kept = x.new_empty(hidden_shape) if trains else None
-        for image, block in _blocks(hidden_shape):
-            x_block, out_block = x_in[image, block], out[image, block]
-            shape = (x_block.shape[0], *hidden_shape[2:])
-            activated = _scratch(math.prod(shape), x.dtype).view(shape)
-            hidden = activated if kept is None else kept[image, block]
+        kept_blocks = None if kept is None else _blocks(kept, len(buffer))
+        added_blocks = (
+            None if residual is None else _blocks(_as_matrices(residual, axis), len(buffer))
+        )
+        blocks = zip(_blocks(x_in, len(buffer)), _blocks(out, len(buffer)), strict=True)
+        for position, (x_block, out_block) in enumerate(blocks):
+            activated = buffer[: len(x_block)]
+            hidden = activated if kept_blocks is None else kept_blocks[position]
             _mix(x_block, w1, out=hidden).add_(b1)
             torch.ops.aten.gelu.out(hidden, out=activated)
             _mix(activated, w2, out=out_block).add_(b2)
-            if added is not None:
-                out_block.add_(added[image, block])
+            if added_blocks is not None:
+                out_block.add_(added_blocks[position])
         if trains:
             ctx.save_for_backward(x, w1, w2, kept)
             ctx.axis = axis
@@ -283,26 +317,26 @@ class _BlockedMLP(torch.autograd.Function):
         x, w1, w2, kept = ctx.saved_tensors
         x_in, grad_out = _as_matrices(x, ctx.axis), _as_matrices(grad, ctx.axis)
         grad_in = torch.empty(x_in.shape, dtype=x.dtype)
-        # Sums over blocks lose digits in half precision.
+        # Sums over blocks would lose digits in half precision.
         sum_dtype = torch.promote_types(x.dtype, torch.float32)
         grad_w1, grad_w2 = (torch.zeros_like(w, dtype=sum_dtype) for w in (w1, w2))
         grad_b1, grad_b2 = (grad_w[:, 0].clone() for grad_w in (grad_w1, grad_w2))
-        for image, block in _blocks(kept.shape):
-            x_block, grad_block, hidden = x_in[image, block], grad_out[image, block], kept[image, block]
-            buffer = _scratch(hidden.numel(), x.dtype).view(hidden.shape)
-            activated = torch.ops.aten.gelu.out(hidden, out=buffer)
+        buffer = _hidden_buffer(kept.shape, x.dtype)
+        cut = (_blocks(tensor, len(buffer)) for tensor in (x_in, grad_out, kept, grad_in))
+        for x_block, grad_block, hidden, grad_in_block in zip(*cut, strict=True):
+            room = buffer[: len(hidden)]
+            activated = torch.ops.aten.gelu.out(hidden, out=room)
             grad_w2 += _weight_gradient(grad_block, activated)
             grad_b2 += _bias_gradient(grad_block)
-            grad_activated = _mix(grad_block, w2.t(), out=buffer)
-            grad_hidden = torch.ops.aten.gelu_backward.grad_input(
-                grad_activated, hidden, grad_input=buffer
-            )
-            grad_w1 += _weight_gradient(grad_hidden, x_block)
-            grad_b1 += _bias_gradient(grad_hidden)
-            _mix(grad_hidden, w1.t(), out=grad_in[image, block])
+            _mix(grad_block, w2.t(), out=room)  # the gradient after GELU, then before it
+            torch.ops.aten.gelu_backward.grad_input(room, hidden, grad_input=room)
+            grad_w1 += _weight_gradient(room, x_block)
+            grad_b1 += _bias_gradient(room)
+            _mix(room, w1.t(), out=grad_in_block)
         return (
             _from_matrices(grad_in, x.shape, ctx.axis),
             grad if ctx.needs_input_grad[1] else None,
             *(total.to(x.dtype) for total in (grad_w1, grad_b1, grad_w2, grad_b2)),
+            None,
             None,
         )

@@ -28,6 +28,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Linear(in_chans * patch_size * patch_size, embed_dim)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Map (B, in_chans, H, W) to (B, H / P, W / P, C)."""
         B, chans, H, W = image.shape
         P = self.patch_size
         patches = image.reshape(B, chans, H // P, P, W // P, P).permute(0, 2, 4, 1, 3, 5)
@@ -55,6 +56,7 @@ class PatchExpand(nn.Module):
         self.norm = nn.LayerNorm(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to (B, H * scale, W * scale, out_dim)."""
         return self.interleave(self.cells(x))
 
     def cells(self, x: Tensor) -> Tensor:
@@ -86,6 +88,7 @@ class PatchMerge(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to (B, H / 2, W / 2, 2C)."""
         B, H, W, C = x.shape
         # (row parity, column parity) with the column outermost: (0,0), (1,0), (0,1), (1,1).
         blocks = x.reshape(B, H // 2, 2, W // 2, 2, C).permute(0, 1, 3, 4, 2, 5)

@@ -117,7 +117,7 @@ def reconstruction_panel(
     axes[1, -1].text(
         0.5,
         0.5,
-        f"below each:\n{error_scale:g} x |error|\nin the same window",
+        f"on the left:\n{error_scale:g} × |error|\nin the same window",
         transform=axes[1, -1].transAxes,
         ha="center",
         va="center",

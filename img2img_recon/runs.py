@@ -1,12 +1,12 @@
 """The run folder: everything a training run makes, and all that is needed to repeat it.
 
-    RUN/config.json          the resolved configuration; a folder belongs to one configuration
-    RUN/environment.json     git revision, package versions, machine
-    RUN/checkpoints/         best.ckpt, last.ckpt
-    RUN/logs/                TensorBoard and CSV
-    RUN/reconstructions/     volumes or images
-    RUN/figures/
-    RUN/metrics.json         written last: a run with it is finished
+RUN/config.json          the resolved configuration; a folder belongs to one configuration
+RUN/environment.json     git revision, package versions, machine
+RUN/checkpoints/         best.ckpt, last.ckpt
+RUN/logs/                TensorBoard and CSV
+RUN/reconstructions/     volumes or images
+RUN/figures/
+RUN/metrics.json         written last: a run with it is finished
 """
 
 from __future__ import annotations
@@ -54,14 +54,18 @@ def environment() -> dict[str, Any]:
     def git(*words: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=20, check=True
+                ["git", "-C", str(here), *words],
+                capture_output=True,
+                text=True,
+                timeout=20,
+                check=True,
             )
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.strip()
 
     revision = git("rev-parse", "HEAD")
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in RECORDED_PACKAGES:
         try:
             versions[name] = metadata.version(name)

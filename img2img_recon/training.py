@@ -77,14 +77,22 @@ def load_weights(module: nn.Module, checkpoint: Mapping[str, Any], source: Path)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that are whole or absent, read without running pickled code."""
+    """Checkpoints that are whole or absent, say what they are, and are read without running pickled code.
+
+    Args:
+        run_config: the run's configuration, written into every checkpoint.
+    """
+
+    def __init__(self, run_config: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.run_config = run_config
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         """Write beside `path`, flush to disk, then rename."""
         with atomic_path(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+            torch.save({**checkpoint, "run_config": self.run_config}, temporary)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -115,7 +123,12 @@ class RunCheckpoints(Callback):
         self.best_epoch: int | None = None
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Save within an epoch, on the boundary of an optimiser step."""
         accumulated = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
@@ -137,12 +150,6 @@ class RunCheckpoints(Callback):
                 self.best_score, self.best_epoch = score, trainer.current_epoch
                 trainer.save_checkpoint(self.run.best_checkpoint, weights_only=True)
         trainer.save_checkpoint(self.run.last_checkpoint, weights_only=False)
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Write the run's configuration into each checkpoint, so that one file says what it is."""
-        checkpoint["run_config"] = self.run.config()
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far."""
@@ -265,7 +272,9 @@ def make_trainer(run: RunFolder, options: TrainerOptions, callbacks: list[Callba
     own: list[Callback] = [
         SeedEachBatch(options.seed),
         AverageBuffers(),
-        RunCheckpoints(run, options.monitor, options.monitor_mode, options.checkpoint_every_n_steps),
+        RunCheckpoints(
+            run, options.monitor, options.monitor_mode, options.checkpoint_every_n_steps
+        ),
     ]
     if options.gradient_clip_val > 0:
         own.append(ClipGradients(options.gradient_clip_val, options.gradient_clip_norm_type))
@@ -285,7 +294,7 @@ def make_trainer(run: RunFolder, options: TrainerOptions, callbacks: list[Callba
                 TensorBoardLogger(run.path, name="logs", version="tensorboard"),
                 CSVLogger(run.path, name="logs", version=_next_csv(run)),
             ],
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(run.config())],
             callbacks=[*own, *callbacks],
             default_root_dir=run.path,
             # Our samplers know the processes; a second sampler on top would tear volumes apart.

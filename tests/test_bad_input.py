@@ -24,7 +24,15 @@ def data(tiny_data: Callable[[str], Path], tmp_path: Path) -> Path:
 
 
 def run(*words: object) -> None:
-    common = ("--challenge", "singlecoil", "--no_progress", "--accelerator", "cpu", "--num_workers", "0")
+    common = (
+        "--challenge",
+        "singlecoil",
+        "--no_progress",
+        "--accelerator",
+        "cpu",
+        "--num_workers",
+        "0",
+    )
     given = [str(word) for word in words]
     train.main([w for w in common if "--challenge" not in given or w not in common[:2]] + given)
 
@@ -92,7 +100,9 @@ def test_no_hdf5_at_all(data):
     refused("not an HDF5 file", "--data_path", data)
 
 
-@pytest.mark.parametrize(("is_a", "given_as"), [("singlecoil", "multicoil"), ("multicoil", "singlecoil")])
+@pytest.mark.parametrize(
+    ("is_a", "given_as"), [("singlecoil", "multicoil"), ("multicoil", "singlecoil")]
+)
 def test_coils_that_do_not_fit_the_challenge(tiny_data, tmp_path, is_a, given_as):
     for split in ("train", "val"):
         shutil.copytree(tiny_data(is_a) / f"{is_a}_{split}", tmp_path / f"{given_as}_{split}")
@@ -162,7 +172,9 @@ def test_flags(tiny_data, tmp_path, match, words):
 def test_run_folder_of_another_configuration(tiny_data, tmp_path):
     data, run_dir = tiny_data("singlecoil"), tmp_path / "run"
     run("--data_path", data, "--run_dir", run_dir, *SMALL)
-    before = {p: p.stat().st_mtime_ns for p in run_dir.rglob("*") if p.is_file() and p.name != ".lock"}
+    before = {
+        p: p.stat().st_mtime_ns for p in run_dir.rglob("*") if p.is_file() and p.name != ".lock"
+    }
     refused("belongs to another configuration .seed: 42 there, 7 here",
             "--data_path", data, "--run_dir", run_dir, *SMALL, "--seed", 7)  # fmt: skip
     assert before == {

@@ -103,10 +103,14 @@ def test_killed_and_resumed_run_ends_with_the_weights_of_an_unbroken_one(
 
     assert_same_weights(tmp_path / "unbroken", tmp_path / "broken")
     unbroken, resumed = (
-        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("unbroken", "broken")
+        json.loads((tmp_path / name / "metrics.json").read_text())
+        for name in ("unbroken", "broken")
     )
     assert resumed["volumes"] == unbroken["volumes"]
-    assert not [p.name for p in (tmp_path / "broken").rglob(".*.ckpt*") if p.stat().st_size == 0] or True
+    assert (
+        not [p.name for p in (tmp_path / "broken").rglob(".*.ckpt*") if p.stat().st_size == 0]
+        or True
+    )
 
 
 @pytest.mark.slow
@@ -114,7 +118,7 @@ def test_resuming_within_an_epoch_gives_the_same_weights(tiny_data, tmp_path):
     """The kill lands between two saves inside an epoch, whatever the machine's speed."""
     import pytorch_lightning as pl
 
-    from fastmri_plugin import train as script
+    from fastmri_plugin import experiment as script
 
     class Stop(pl.Callback):
         def on_train_batch_end(self, trainer, *args):

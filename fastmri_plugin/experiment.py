@@ -1,0 +1,169 @@
+"""One training run: look everything up and check it, then train to the end, resuming where a run broke off."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytorch_lightning as pl
+from lightning_utilities.core.rank_zero import rank_zero_only
+from rich.console import Console
+
+from fastmri_plugin.classical import METHODS
+from fastmri_plugin.config import (
+    LAPTOP_NETWORKS,
+    LAPTOP_RECIPE,
+    PAPER_NETWORKS,
+    PAPER_RECIPE,
+    TrainConfig,
+    configured_data_path,
+    default_run_dir,
+    identity,
+)
+from fastmri_plugin.data import SliceDataModule, SliceDataset, most_common_size, sample_slices
+from fastmri_plugin.demo_data import demo_folder
+from fastmri_plugin.module import build_module, build_transform, count_parameters, model_options
+from fastmri_plugin.volumes import VolumeInfo, list_volumes, split_folder
+from img2img_recon.errors import InputError
+from img2img_recon.progress import Track, bar, silent
+from img2img_recon.runs import RunFolder
+from img2img_recon.training import TrainerOptions, compile_networks, make_trainer
+
+console = Console(stderr=True, highlight=False)
+
+
+@rank_zero_only
+def say(message: str) -> None:
+    """Tell the person at the terminal, once for all processes."""
+    console.print(message, markup=False, soft_wrap=True)
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that talks and writes."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def track_of(config: TrainConfig) -> Track:
+    """Progress bars in the first process, if wanted."""
+    return bar if config.progress and is_first_process() else silent
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run with everything looked up and checked, before anything is trained."""
+
+    config: TrainConfig
+    options: dict[str, Any]
+    train: list[VolumeInfo]
+    val: list[VolumeInfo]
+    run: RunFolder
+    content: dict[str, Any]
+    builtin_data: bool
+
+    @property
+    def track(self) -> Track:
+        """Progress bars, if wanted."""
+        return track_of(self.config)
+
+
+def prepare(config: TrainConfig) -> Setup:
+    """Find the data and settle every open setting.
+
+    Raises:
+        InputError: data, flags or run folder that cannot be used.
+    """
+    given_path = config.data_path or configured_data_path(config.anatomy)
+    track = track_of(config)
+    if given_path is None:
+        say(
+            "No --data_path and no fastmri_dirs.yaml: using the built-in synthetic data (phantoms, not "
+            "patients) and settings fit for a laptop."
+        )
+        data_path = demo_folder(config.challenge, track)
+        network = LAPTOP_NETWORKS.get(config.model, {})
+        config = config.with_recipe(
+            {**LAPTOP_RECIPE, **network, "baselines": METHODS, "num_workers": 0}
+        )
+    else:
+        data_path = given_path
+        network = PAPER_NETWORKS.get(config.model, {})
+        config = config.with_recipe(
+            {**PAPER_RECIPE, **network, "baselines": ("zero_filled",), "num_workers": 4}
+        )
+    config = replace(config, data_path=data_path)
+
+    def skip(error: InputError) -> None:
+        say(f"skipped: {error}")
+
+    train, val = (
+        list_volumes(
+            split_folder(data_path, config.challenge, split),
+            config.challenge,
+            require_target=True,
+            on_broken=skip if split == "train" else None,
+            track=track,
+        )
+        for split in ("train", "val")
+    )
+    options = model_options(config.model, config.given_options(), most_common_size(train))
+    content = identity(config, options)
+    run = RunFolder(config.run_dir or default_run_dir(config, content))
+    return Setup(config, options, train, val, run, content, builtin_data=given_path is None)
+
+
+def fit(setup: Setup) -> tuple[float, int]:
+    """Train to the last epoch, from the last checkpoint if there is one; (seconds, parameters)."""
+    config, sampling = setup.config, setup.config.sampling()
+    pl.seed_everything(config.seed, verbose=False)
+    module = build_module(
+        config.model,
+        setup.options,
+        None if config.model.startswith("fastmri_") else config.lr,
+        config.lr_interval or "epoch",
+    )
+    if config.compile:
+        compile_networks(module)
+
+    def dataset(volumes: list[VolumeInfo], seeded_masks: bool, slices: Any) -> SliceDataset:
+        transform = build_transform(
+            config.model, config.challenge, sampling.mask_func(), use_seed=seeded_masks
+        )
+        return SliceDataset(volumes, config.challenge, transform, config.seed, slices)
+
+    sampled = sample_slices(setup.train, config.sample_rate, config.volume_sample_rate, config.seed)
+    data = SliceDataModule(
+        train=dataset(setup.train, False, sampled),
+        val=dataset(setup.val, True, None),
+        batch_size=config.batch_size or 1,
+        num_workers=config.num_workers or 0,
+        seed=config.seed,
+    )
+    options = TrainerOptions(
+        max_epochs=config.max_epochs or 1,
+        precision=config.precision,
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=config.strategy,
+        accumulate_grad_batches=config.accumulate_grad_batches,
+        gradient_clip_val=config.gradient_clip_val or 0.0,
+        gradient_clip_norm_type=config.gradient_clip_norm_type or 2.0,
+        checkpoint_every_n_steps=config.checkpoint_every_n_steps,
+        check_val_every_n_epoch=config.check_val_every_n_epoch,
+        seed=config.seed,
+        monitor="val_metrics/ssim",
+        monitor_mode="max",
+        progress=config.progress,
+    )
+    trainer = make_trainer(setup.run, options, [])
+    resume = setup.run.last_checkpoint if setup.run.last_checkpoint.is_file() else None
+    parameters = count_parameters(module)
+    say(
+        f"{config.model}: {parameters:,} parameters; {len(data.train)} training slices of "
+        f"{len(setup.train)} volumes, {len(data.val)} validation slices of {len(setup.val)}; "
+        f"run folder {setup.run.path}" + ("; resuming" if resume else "")
+    )
+    start = time.perf_counter()
+    trainer.fit(module, datamodule=data, ckpt_path=resume)
+    return time.perf_counter() - start, parameters
