@@ -275,9 +275,7 @@ class SliceDataModule(pl.LightningDataModule):
     def batches_per_epoch(self) -> int:
         """Training batches that each process sees in an epoch."""
         assert self.trainer is not None
-        return len(
-            TrainBatches(self.train, self.batch_size, self.seed, 0, self.trainer.world_size)
-        )
+        return len(TrainBatches(self.train, self.batch_size, self.seed, 0, self.trainer.world_size))
 
     def train_dataloader(self) -> DataLoader:
         """Batches from where the run was interrupted, or from the epoch's start."""

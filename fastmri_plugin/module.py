@@ -79,8 +79,8 @@ class _ImageModule(MriModule):
         return loss
 
     def validation_step(self, batch: ImageSample, batch_idx: int) -> dict[str, Any]:
-        """What fastMRI's aggregation asks for."""
-        output = self(batch.image)
+        """What fastMRI's aggregation asks for; a magnitude is not negative."""
+        output = self(batch.image).clamp_min(0)
         return {
             "batch_idx": batch_idx,
             "fname": batch.fname,
@@ -92,11 +92,11 @@ class _ImageModule(MriModule):
         }
 
     def test_step(self, batch: ImageSample, batch_idx: int) -> dict[str, Any]:
-        """What fastMRI's writer of reconstructions asks for."""
+        """What fastMRI's writer of reconstructions asks for; a magnitude is not negative."""
         return {
             "fname": batch.fname,
             "slice": batch.slice_num,
-            "output": self(batch.image).cpu().numpy(),
+            "output": self(batch.image).clamp_min(0).cpu().numpy(),
         }
 
     def configure_optimizers(self) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def kill_when(process: subprocess.Popen[str], file: Path, changes: int, delay_s:
             if count >= changes:
                 time.sleep(delay_s)
                 process.send_signal(signal.SIGKILL)
-                process.wait()
+                process.communicate()
                 return True
         time.sleep(0.005)
     raise AssertionError("the run neither saved nor ended")
@@ -107,15 +107,14 @@ def test_killed_and_resumed_run_ends_with_the_weights_of_an_unbroken_one(
         for name in ("unbroken", "broken")
     )
     assert resumed["volumes"] == unbroken["volumes"]
-    assert (
-        not [p.name for p in (tmp_path / "broken").rglob(".*.ckpt*") if p.stat().st_size == 0]
-        or True
-    )
 
 
 @pytest.mark.slow
-def test_resuming_within_an_epoch_gives_the_same_weights(tiny_data, tmp_path):
-    """The kill lands between two saves inside an epoch, whatever the machine's speed."""
+@pytest.mark.parametrize(("num_workers", "lr_interval"), [(0, "step"), (1, "epoch")])
+def test_resuming_within_an_epoch_gives_the_same_weights(
+    tiny_data, tmp_path, num_workers, lr_interval
+):
+    """The run breaks off between two saves inside an epoch, whatever the machine's speed."""
     import pytorch_lightning as pl
 
     from fastmri_plugin import experiment as script
@@ -135,9 +134,9 @@ def test_resuming_within_an_epoch_gives_the_same_weights(tiny_data, tmp_path):
             depth=1,
             mlp_ratio=1,
             max_epochs=2,
-            lr_interval="step",
+            lr_interval=lr_interval,
             checkpoint_every_n_steps=3,
-            num_workers=0,
+            num_workers=num_workers,
             accelerator="cpu",
             progress=False,
         )
@@ -167,22 +166,20 @@ def test_two_processes_score_what_one_does(tiny_data, tmp_path):
     source = sorted((data / "singlecoil_train").glob("*.h5"))[0]
     shutil.copy(source, data / "singlecoil_val" / "one_more.h5")
 
-    logged = {}
-    for devices in (1, 2):
-        run_dir = tmp_path / f"devices{devices}"
-        more = (
-            *("--model", "dncnn", "--depth", "3", "--max_epochs", "1", "--lr", "1e-12"),
-            *("--devices", str(devices), "--check_val_every_n_epoch", "1"),
-        )
-        finish(words(data, run_dir, "singlecoil", *more))
+    def logged(model: str, devices: int, *flags: str) -> dict[str, float]:
+        run_dir = tmp_path / f"{model}{devices}"
+        # a rate so small that only what is measured can differ
+        more = ("--model", model, *flags, "--lr", "1e-12", "--max_epochs", "1")
+        finish(words(data, run_dir, "singlecoil", *more, "--devices", str(devices)))
         rows = next((run_dir / "logs").glob("csv-*")) / "metrics.csv"
         header, *lines = [line.split(",") for line in rows.read_text().splitlines()]
-        merged: dict[str, float] = {}
-        for line in lines:
-            merged |= {k: float(v) for k, v in zip(header, line, strict=True) if v}
-        logged[devices] = merged
+        return {k: float(v) for line in lines for k, v in zip(header, line, strict=True) if v}
+
+    one, two = logged("img2img_mixer", 1, *SMALL), logged("img2img_mixer", 2, *SMALL)
     for name in ("validation_loss", "val_metrics/nmse", "val_metrics/ssim", "val_metrics/psnr"):
-        assert logged[2][name] == pytest.approx(logged[1][name], rel=1e-6, abs=1e-6), name
+        assert two[name] == pytest.approx(one[name], rel=1e-6, abs=1e-6), name
+    # batch norm has buffers, which plain DDP would broadcast in every forward pass, and hang
+    assert "val_metrics/ssim" in logged("dncnn", 2, "--depth", "3")
 
 
 @pytest.mark.slow
