@@ -153,7 +153,10 @@ _local = threading.local()
 
 @contextmanager
 def plain_formulation() -> Iterator[None]:
-    """Run every `AxisMLP` of this thread in its plain formulation, to compare or to trace."""
+    """Run every `AxisMLP` of this thread in its plain formulation.
+
+    For comparisons, and for what the blocked one lacks: second derivatives and forward-mode ones.
+    """
     before = getattr(_local, "plain", False)
     _local.plain = True
     try:
@@ -171,6 +174,7 @@ def runs_blocked(x: Tensor, weight: Tensor) -> bool:
         and x.numel() > 0
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
         and not getattr(_local, "plain", False)
     )
 

@@ -12,7 +12,9 @@ T = TypeVar("T")
 class Track(Protocol):
     """Wraps an iterable of `total` items and shows, or does not show, how far it has come."""
 
-    def __call__(self, items: Iterable[T], description: str, total: int) -> Iterable[T]: ...
+    def __call__(self, items: Iterable[T], description: str, total: int) -> Iterable[T]:
+        """The same items; called once per loop."""
+        ...
 
 
 def silent(items: Iterable[T], description: str, total: int) -> Iterable[T]:

@@ -111,8 +111,7 @@ def test_coils_that_do_not_fit_the_challenge(tiny_data, tmp_path, is_a, given_as
             "--data_path", tmp_path, "--challenge", given_as)  # fmt: skip
 
 
-@pytest.mark.parametrize("model", ["img2img_mixer", "fastmri_unet"])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("model", "workers"), [("img2img_mixer", 1), ("fastmri_unet", 0)])
 def test_nan_in_kspace(data, tmp_path, model, workers, script):
     def spoil(file: h5py.File) -> None:
         kspace = file["kspace"][()]

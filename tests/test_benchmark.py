@@ -1,0 +1,146 @@
+"""The benchmark: its yardstick equals the network, its report is complete, bad input is one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from img2img_recon import benchmark
+from img2img_recon.errors import InputError
+from img2img_recon.mixer import Img2ImgMixer
+
+
+def test_naive_formulation_equals_the_mixer() -> None:
+    torch.manual_seed(0)
+    net = Img2ImgMixer((64, 48), 3, 3, 4, 32, 3, 4)
+    naive = benchmark.NaiveMixer(net)
+    image = torch.rand(2, 3, 64, 48)
+    outputs = {}
+    gradients = {}
+    for name, module in (("ours", net), ("naive", naive)):
+        net.zero_grad()
+        with torch.no_grad():
+            outputs[name] = module(image)
+        module(image).square().mean().backward()
+        gradients[name] = [p.grad.clone() for p in net.parameters() if p.grad is not None]
+    torch.testing.assert_close(outputs["ours"], outputs["naive"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradients["ours"], gradients["naive"], rtol=1e-4, atol=1e-5)
+
+
+def test_default_mixer_equals_the_naive_formulation() -> None:
+    net = benchmark.build("img2img_mixer", 256)
+    assert isinstance(net, Img2ImgMixer)
+    image = torch.rand(1, 3, 256, 256)
+    with torch.no_grad():
+        torch.testing.assert_close(net(image), benchmark.NaiveMixer(net)(image), rtol=0, atol=1e-5)
+
+
+def test_gflops_of_the_default_mixer_by_hand() -> None:
+    H, W, C, f, P = 64, 64, 128, 4, 4
+    products = 16 * 2 * f * H * W * C * (H + W + C)  # two per MLP, dim x f dim each
+    products += H * W * C * (3 * P * P + C * P * P) + (H * P) * (W * P) * C * 3
+    assert benchmark.count_gflops("img2img_mixer", 256) == pytest.approx(2e-9 * products)
+
+
+def test_time_in_turns_takes_turns() -> None:
+    order: list[str] = []
+    tasks = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    timings = benchmark.time_in_turns(tasks, torch.device("cpu"), repeats=2, limit_s=1.0)
+    assert order == ["a", "b"] * 3  # one round uncounted
+    assert all(t.q1_ms <= t.median_ms <= t.q3_ms for t in timings.values())
+
+
+def test_time_limit_stops_after_three_rounds() -> None:
+    calls: list[int] = []
+    benchmark.time_in_turns({"a": lambda: calls.append(1)}, torch.device("cpu"), 50, limit_s=0.0)
+    assert len(calls) == 1 + 3
+
+
+def test_report_has_every_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark.Machine, "copy_gb_per_s", lambda self: 1.0)
+    file = tmp_path / "report.json"
+    words = "--models img2img_mixer dncnn --img_size 32 --repeats 1 --dtypes float32 bfloat16"
+    benchmark.main(
+        [*words.split(), "--modes", "eager", "--batch-sizes", "1", "2", "--json", str(file)]
+    )
+    report = json.loads(file.read_text())
+    assert [(row["network"], row["dtype"]) for row in report["rows"]] == [
+        (name, dtype) for name in ("img2img_mixer", "dncnn") for dtype in ("float32", "bfloat16")
+    ]
+    for row in report["rows"]:
+        assert row["error"] is None
+        assert row["peak_memory_mb"]["train_step"] >= row["peak_memory_mb"]["forward"] >= 0
+        for figure in ("forward", "train_step"):
+            assert row[figure]["q1_ms"] <= row[figure]["median_ms"] <= row[figure]["q3_ms"]
+            assert row[f"{figure}_share_of_peak"] > 0
+        assert row["best_batch"] in (1, 2)
+        assert row["images_per_s_best_batch"] >= row["images_per_s_batch_1"] > 0
+    float32 = report["naive"][0]
+    assert float32["dtype"] == "float32"
+    assert float32["largest_output_difference"] < 1e-5
+    assert report["where_time_goes"]["forward"]["matrix products"] > 0
+    printed = capsys.readouterr()
+    assert "img2img_mixer" in printed.out
+    assert "% of the peak" in printed.out
+    assert "img2img_mixer, float32, eager" in printed.err
+
+
+def test_a_mode_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(net: object) -> object:
+        raise RuntimeError("no C++ compiler\nlong story")
+
+    def compile_lazily(net: object) -> object:
+        return lambda image: no_compiler(net)
+
+    monkeypatch.setattr(torch, "compile", compile_lazily)
+    options = benchmark.parse_options(["--img_size", "32", "--repeats", "1"])
+    machine = benchmark.Machine(torch.device("cpu"))
+    row = benchmark.measure_network("dncnn", "float32", "compiled", machine, options)
+    assert row["error"] == "RuntimeError: no C++ compiler"
+
+
+def test_unet_without_fastmri_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fastmri.models", None)
+    monkeypatch.setattr(benchmark.Machine, "copy_gb_per_s", lambda self: 1.0)
+    options = benchmark.parse_options(["--models", "unet", "--quick"])
+    report = benchmark.run_benchmark(options)
+    assert report["rows"] == []
+    assert "fastmri" in report["left_out"]["unet"]
+    assert "unet left out" in benchmark.format_report(report)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--models", "resnet"], "resnet"),
+        (["--models", "unet_fastmri"], "one channel"),
+        (["--device", "tpu"], "tpu"),
+        (["--device", "cuda:99"], "cuda:99"),
+        (["--device", "cuda:x"], "cuda:x"),
+        (["--json", "no/such/folder/report.json"], "no/such/folder"),
+        (["--repeats", "0"], "--repeats"),
+        (["--batch_sizes", "4", "0"], "--batch_sizes"),
+        (["--dtypes", "float8"], "float8"),
+        (["--speed", "11"], "--speed"),
+    ],
+)
+def test_bad_input_is_named(words: list[str], says: str) -> None:
+    with pytest.raises(InputError) as raised:
+        benchmark.parse_options(words)
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_command_exits_2_with_one_line() -> None:
+    command = [sys.executable, "-m", "img2img_recon.benchmark", "--models", "resnet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
