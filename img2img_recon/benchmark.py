@@ -53,6 +53,12 @@ PUBLISHED_IMAGES_PER_S = {
 }
 
 
+# Side of the square matrices whose product is the peak that everything is compared with, and numbers
+# in the copy that measures bandwidth: large enough that larger ones are no faster.
+MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
+COPY_NUMBERS = 1 << 26
+
+
 class Timing(NamedTuple):
     """Median and quartiles of repeated timings, in milliseconds."""
 
@@ -173,9 +179,8 @@ class Machine:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        side = 8192 if device.type == "cuda" else 2048
-        self.matmul_gflop = 2e-9 * side**3
-        self._side = side
+        self._side = MATMUL_SIDE[device.type]
+        self.matmul_gflop = 2e-9 * self._side**3
         self._operands: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
 
     def matmul(self, dtype: torch.dtype) -> Callable[[], object]:
@@ -190,7 +195,7 @@ class Machine:
 
     def copy_gb_per_s(self) -> float:
         """Measure the memory bandwidth, reading and writing, of a copy far larger than the caches."""
-        source = torch.ones(1 << 26, device=self.device)
+        source = torch.ones(COPY_NUMBERS, device=self.device)
         target = torch.zeros_like(source)
         timing = time_in_turns({"copy": lambda: target.copy_(source)}, self.device, 5, 5)["copy"]
         return 2 * 4e-6 * source.numel() / timing.median_ms
@@ -219,6 +224,7 @@ def forward_task(net: nn.Module, image: Tensor) -> Callable[[], object]:
 
 def training_task(net: nn.Module, image: Tensor) -> Callable[[], object]:
     """Return a task: forward, mean squared error, backward and an Adam step (learning rate 0)."""
+    # A rate of 0 costs the same and leaves the weights, so that one network serves every timing.
     optimizer = torch.optim.Adam(net.parameters(), lr=0.0)
 
     def step() -> None:

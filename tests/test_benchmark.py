@@ -61,22 +61,28 @@ def test_time_limit_stops_after_three_rounds() -> None:
     assert len(calls) == 1 + 3
 
 
+@pytest.fixture
+def tiny_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "MATMUL_SIDE", {"cpu": 64})
+    monkeypatch.setattr(benchmark, "COPY_NUMBERS", 1 << 10)
+
+
+@pytest.mark.usefixtures("tiny_machine")
 def test_report_has_every_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmark.Machine, "copy_gb_per_s", lambda self: 1.0)
+    memory = {"forward": 1.0, "train_step": 2.0}
+    monkeypatch.setattr(benchmark, "peak_memory_mb", lambda *given: memory)
     file = tmp_path / "report.json"
-    words = "--models img2img_mixer dncnn --img_size 32 --repeats 1 --dtypes float32 bfloat16"
-    benchmark.main(
-        [*words.split(), "--modes", "eager", "--batch-sizes", "1", "2", "--json", str(file)]
-    )
+    words = "--models img2img_mixer vit --img_size 32 --repeats 1 --modes eager --batch-sizes 1 2"
+    benchmark.main([*words.split(), "--json", str(file)])
     report = json.loads(file.read_text())
     assert [(row["network"], row["dtype"]) for row in report["rows"]] == [
-        (name, dtype) for name in ("img2img_mixer", "dncnn") for dtype in ("float32", "bfloat16")
+        (name, dtype) for name in ("img2img_mixer", "vit") for dtype in ("float32", "bfloat16")
     ]
     for row in report["rows"]:
         assert row["error"] is None
-        assert row["peak_memory_mb"]["train_step"] >= row["peak_memory_mb"]["forward"] >= 0
+        assert row["peak_memory_mb"] == memory
         for figure in ("forward", "train_step"):
             assert row[figure]["q1_ms"] <= row[figure]["median_ms"] <= row[figure]["q3_ms"]
             assert row[f"{figure}_share_of_peak"] > 0
@@ -92,23 +98,40 @@ def test_report_has_every_figure(
     assert "img2img_mixer, float32, eager" in printed.err
 
 
+def test_memory_is_measured_in_a_fresh_process() -> None:
+    peaks = benchmark.peak_memory_mb("img2img_mixer_c64_f4", "float32", torch.device("cpu"), 64)
+    if sys.platform != "linux":
+        assert peaks == {"forward": None, "train_step": None}
+        return
+    forward, train_step = peaks["forward"], peaks["train_step"]
+    assert forward is not None
+    assert train_step is not None
+    # Training keeps what inference throws away, the gradients and Adam's two moments.
+    assert train_step > forward > 0
+
+
+@pytest.mark.usefixtures("tiny_machine")
 def test_a_mode_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_compiler(net: object) -> object:
-        raise RuntimeError("no C++ compiler\nlong story")
+    class Lazy(torch.nn.Module):
+        """Like torch.compile's result: fails at the first call, not before."""
 
-    def compile_lazily(net: object) -> object:
-        return lambda image: no_compiler(net)
+        def __init__(self, net: torch.nn.Module) -> None:
+            super().__init__()
+            self.net = net
 
-    monkeypatch.setattr(torch, "compile", compile_lazily)
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("no C++ compiler\nlong story")
+
+    monkeypatch.setattr(torch, "compile", Lazy)
     options = benchmark.parse_options(["--img_size", "32", "--repeats", "1"])
     machine = benchmark.Machine(torch.device("cpu"))
     row = benchmark.measure_network("dncnn", "float32", "compiled", machine, options)
     assert row["error"] == "RuntimeError: no C++ compiler"
 
 
+@pytest.mark.usefixtures("tiny_machine")
 def test_unet_without_fastmri_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fastmri.models", None)
-    monkeypatch.setattr(benchmark.Machine, "copy_gb_per_s", lambda self: 1.0)
     options = benchmark.parse_options(["--models", "unet", "--quick"])
     report = benchmark.run_benchmark(options)
     assert report["rows"] == []
