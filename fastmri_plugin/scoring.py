@@ -191,23 +191,34 @@ def groups_table(rows: Sequence[ScoreRow]) -> Table:
     return table
 
 
-def scores_table(methods: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
-    """Format means over volumes, best SSIM last; scores are by method and file name."""
+def scores_table(
+    methods: Mapping[str, Mapping[str, Mapping[str, float]]], most_volumes: int = 8
+) -> Table:
+    """Format scores by method and file name: a section per volume, then the means, best SSIM last.
+
+    Of more than `most_volumes` volumes only the means are shown.
+    """
     from rich.table import Table
 
     table = Table()
-    table.add_column("method")
-    for heading in ("volumes", "SSIM", "PSNR (dB)", "NMSE"):
+    for heading in ("volume", "method"):
+        table.add_column(heading)
+    for heading in ("NMSE", "PSNR (dB)", "SSIM"):
         table.add_column(heading, justify="right")
+
+    def add_section(label: str, scores: Mapping[str, Mapping[str, float]]) -> None:
+        for method, row in sorted(scores.items(), key=lambda item: item[1]["ssim"]):
+            figures = (f"{row['nmse']:.4f}", f"{row['psnr']:.2f}", f"{row['ssim']:.4f}")
+            table.add_row(label, method, *figures)
+            label = ""
+        table.add_section()
+
+    names = sorted(set().union(*methods.values()))
+    if len(names) <= most_volumes:
+        for name in names:
+            add_section(name, {m: scores[name] for m, scores in methods.items() if name in scores})
     means = {method: summarise(volumes.values()) for method, volumes in methods.items() if volumes}
-    for method, mean in sorted(means.items(), key=lambda item: item[1]["ssim"]):
-        table.add_row(
-            method,
-            str(len(methods[method])),
-            f"{mean['ssim']:.4f}",
-            f"{mean['psnr']:.2f}",
-            f"{mean['nmse']:.4f}",
-        )
+    add_section(f"mean of {len(names)}", means)
     return table
 
 

@@ -70,9 +70,10 @@ class Img2ImgMixer(nn.Module):
         """Expand every cell to P x P pixels of the output image, still gathered by cell.
 
         Mapping to the image's channels before the pixels are laid out moves out_chans numbers a pixel
-        instead of embed_dim. Without gradients a CPU also does it block by block, as `mixing` does.
+        instead of embed_dim. A CPU does it block by block: the whole expanded volume is larger than
+        what allocators keep, and costs a page fault for every 4 KB each time it is made.
         """
-        if torch.is_grad_enabled() or not runs_blocked(volume, self.output.weight):
+        if not runs_blocked(volume, self.output.weight):
             return self.output(self.patch_expand.cells(volume))
         rows = volume.flatten(0, 1)[:, None]  # (B * H/P, 1, W/P, C)
         expanded = rows[0].numel() * self.patch_expand.scale**2

@@ -190,7 +190,8 @@ def blocked_mlp(x: Tensor, weights: list[Tensor], axis: int, residual: Tensor | 
         # Autocast looks at operators, not inside an autograd.Function: cast as it would have.
         dtype = torch.get_autocast_dtype("cpu")
     compute_dtype = dtype if has_units_for(dtype) else torch.float32
-    x, *weights = (tensor.to(compute_dtype) for tensor in (x, *weights))
+    if any(tensor.dtype != compute_dtype for tensor in (x, *weights)):
+        x, *weights = (tensor.to(compute_dtype) for tensor in (x, *weights))
     options = (axis, torch.is_grad_enabled())  # inside the Function gradients are always off
     if residual is not None and residual.dtype == compute_dtype:
         return _BlockedMLP.apply(x, residual, *weights, *options)
@@ -198,16 +199,19 @@ def blocked_mlp(x: Tensor, weights: list[Tensor], axis: int, residual: Tensor | 
     return mixed if residual is None else residual + mixed
 
 
+# What torch says of a processor that multiplies matrices in a half-precision dtype.
+_UNITS = {
+    torch.bfloat16: ("_is_avx512_bf16_supported", "_is_amx_tile_supported"),
+    torch.float16: ("_is_amx_fp16_supported",),
+}
+
+
 def has_units_for(dtype: torch.dtype) -> bool:
     """Whether this CPU multiplies matrices of `dtype` at least as fast as float32."""
-    probes = {
-        torch.bfloat16: ("_is_avx512_bf16_supported", "_is_amx_tile_supported"),
-        torch.float16: ("_is_amx_fp16_supported",),
-    }
-    if dtype not in probes or platform.machine() not in ("x86_64", "AMD64"):
+    if dtype not in _UNITS or platform.machine() not in ("x86_64", "AMD64"):
         return True
-    found = [getattr(torch.cpu, name, None) for name in probes[dtype]]
-    return any(probe() for probe in found if probe is not None)
+    probes = [getattr(torch.cpu, name, None) for name in _UNITS[dtype]]
+    return any(probe() for probe in probes if probe is not None)
 
 
 def _scratch(numel: int, dtype: torch.dtype) -> Tensor:
@@ -270,7 +274,7 @@ def _weight_gradient(grad_out: Tensor, x: Tensor) -> Tensor:
 
 def _bias_gradient(grad_out: Tensor) -> Tensor:
     """Return the gradient of `_mix` plus bias for the bias."""
-    return grad_out.sum(0) if grad_out.ndim == 2 else grad_out.sum((0, 2))
+    return grad_out.sum(0) if grad_out.ndim == 2 else grad_out.sum(2).sum(0)
 
 
 class _BlockedMLP(torch.autograd.Function):

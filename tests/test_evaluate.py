@@ -223,7 +223,8 @@ def test_summaries_and_tables_take_what_metrics_json_stores():
     assert summarise([scores, better])["ssim"] == pytest.approx(0.85)
     assert summarise([]) == {}
     table = scores_table({"mixer": {"a": better}, "zero_filled": {"a": scores}})
-    assert list(table.columns[0].cells) == ["zero_filled", "mixer"]
+    assert list(table.columns[0].cells) == ["a", "", "mean of 1", ""]
+    assert list(table.columns[1].cells) == 2 * ["zero_filled", "mixer"]
 
 
 def test_the_command_prints_the_rows_and_writes_them(folders, tmp_path, capsys):
