@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from fastmri_plugin.transforms import combine_coils, zero_filled_image
+from fastmri_plugin.transforms import combine_coils, zero_filled_magnitude
 from fastmri_plugin.volumes import Challenge, VolumeInfo, center_crop, open_volume, read_target
 from img2img_recon.errors import InputError
 from img2img_recon.metrics import ssim
@@ -280,7 +280,9 @@ def _reconstruct(
     if not np.isfinite(kspace.sum()):
         raise InputError("the k-space holds NaN or infinite values")
     if method == "zero_filled":
-        image = combine_coils(zero_filled_image(kspace, mask, size)).astype(np.float32, copy=False)
+        image = combine_coils(zero_filled_magnitude(kspace, mask, size)).astype(
+            np.float32, copy=False
+        )
         return np.stack([image] * len(weights))
     problem = prepare_slice(kspace, mask, size)
     return np.stack(
@@ -312,7 +314,8 @@ class _SliceTask:
         num_iter: int | None,
     ) -> _SliceTask:
         default = NUM_ITERATIONS.get(method, 0)
-        iterations = len(weights) * (default if num_iter is None else num_iter)
+        # A zero-filled image costs about as much as one iteration.
+        iterations = max(len(weights) * (default if num_iter is None else num_iter), 1)
         coils = min(info.kspace_shape[1], MAX_VIRTUAL_COILS) if len(info.kspace_shape) == 4 else 1
         pixels = info.image_size[0] * info.num_columns
         seconds = SECONDS_PER_PIXEL_ITERATION * pixels * iterations * (coils + 2) / 3

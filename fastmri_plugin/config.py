@@ -34,7 +34,7 @@ PAPER_NETWORKS: dict[str, dict[str, Any]] = {
 
 # A few minutes on two cores: what the built-in synthetic data are trained with.
 LAPTOP_RECIPE: dict[str, Any] = {
-    "max_epochs": 12,
+    "max_epochs": 20,
     "lr": 2e-3,
     "lr_interval": "step",
     "batch_size": 2,
@@ -50,7 +50,7 @@ LAPTOP_NETWORKS: dict[str, dict[str, Any]] = {
     "dncnn": {"depth": 8},
     "unet": {"chans": 16},
     "fastmri_unet": {"chans": 16},
-    "fastmri_varnet": {"num_cascades": 4, "chans": 8, "sens_chans": 4},
+    "fastmri_varnet": {"num_cascades": 4, "chans": 8, "sens_chans": 4, "batch_size": 1},
 }
 
 # What may change between a run and its continuation.
@@ -59,11 +59,14 @@ NOT_IDENTITY = (
     "checkpoint_every_n_steps",
     "mode",
     "num_workers",
+    "out_dir",
     "progress",
     "run_dir",
     "test_path",
     "test_split",
 )
+
+FASTMRI_MODELS = ("fastmri_unet", "fastmri_varnet")
 
 OPTION_FLAGS = (
     "img_size",
@@ -98,6 +101,9 @@ class TrainConfig:
         "knee", help="which path of fastmri_dirs.yaml stands in for --data_path"
     )
     test_path: Path | None = flag(None, help="folder of test volumes, for --mode test")
+    out_dir: Path | None = flag(
+        None, help="where --mode test writes; default: RUN/predictions/, named by the data"
+    )
     test_split: Literal["test", "challenge", "val"] = flag("test", help="split for --mode test")
     mode: Literal["train", "test"] = flag(
         "train", help="train and score, or reconstruct a test split with a trained run"
@@ -106,7 +112,7 @@ class TrainConfig:
         None, help="the run's folder; default: runs/, named by what is trained"
     )
     model: str = flag("img2img_mixer", help="network; an unknown name lists them all")
-    mask_type: str = flag("random", help="fastMRI's mask type")
+    mask_type: str | None = flag(None, help="fastMRI's mask type; default: random")
     accelerations: tuple[int, ...] | None = flag(None, help="as --accel, fastMRI's name")
     center_fractions: tuple[float, ...] | None = flag(
         None,
@@ -209,21 +215,49 @@ class TrainConfig:
                 name = "accel" if self.accel else "accelerations"
                 raise InputError(f"--{name}: given {acceleration}, allowed: 1 or more")
         fractions = self.center_fractions or tuple(usual_center_fraction(a) for a in accelerations)
-        return Sampling(self.mask_type, accelerations, fractions)
+        return Sampling(self.mask_type or "random", accelerations, fractions)
+
+    def gives_sampling(self) -> bool:
+        """Whether a flag about the masks was given."""
+        flags = (self.mask_type, self.accel, self.accelerations, self.center_fractions)
+        return any(given is not None for given in flags)
 
     def given_options(self) -> dict[str, Any]:
         """The network's options that were given as flags."""
         options = {name: getattr(self, name) for name in OPTION_FLAGS}
         return {
-            name: list(value) if isinstance(value, tuple) else value
+            name: value[0] if isinstance(value, tuple) and len(value) == 1 else value
             for name, value in options.items()
             if value is not None
         }
 
     def with_recipe(self, recipe: Mapping[str, Any]) -> TrainConfig:
-        """This configuration with the recipe's value for every flag that was not given."""
-        missing = {key: value for key, value in recipe.items() if getattr(self, key) is None}
-        return replace(self, **missing)
+        """This configuration with the recipe's value for every flag that was not given.
+
+        fastMRI's modules keep their own learning rate and schedule.
+
+        Raises:
+            InputError: values that do not go together.
+        """
+        theirs = ("lr", "lr_interval") if self.model in FASTMRI_MODELS else ()
+        config = replace(
+            self,
+            **{
+                key: value
+                for key, value in recipe.items()
+                if getattr(self, key) is None and key not in theirs
+            },
+        )
+        if config.max_epochs is not None and config.check_val_every_n_epoch > config.max_epochs:
+            raise InputError(
+                f"--check_val_every_n_epoch: given {config.check_val_every_n_epoch}, "
+                f"allowed: 1 to {config.max_epochs}, the number of epochs"
+            )
+        if config.model == "fastmri_varnet" and (config.batch_size or 1) > 1:
+            raise InputError(
+                f"--batch_size: given {config.batch_size}, allowed: 1 (fastmri_varnet takes one slice)"
+            )
+        return config
 
 
 def _words(numbers: tuple[int, ...]) -> str:
@@ -273,6 +307,7 @@ def identity(config: TrainConfig, model_options: Mapping[str, Any]) -> dict[str,
     content |= {
         "task": "mri",
         "data_path": str(config.data_path.resolve()) if config.data_path else None,
+        "mask_type": sampling.mask_type,
         "accelerations": list(sampling.accelerations),
         "center_fractions": list(sampling.center_fractions),
         "baselines": list(config.baselines or ()),

@@ -23,10 +23,11 @@ import h5py
 import numpy as np
 
 from fastmri_plugin.headers import Header, write_header
+from fastmri_plugin.making import centred_fft2, target_of, write_volume
 from fastmri_plugin.volumes import TARGET_KEYS, Challenge, crop_size
 from img2img_recon.cli import flag, parse_config, run_script
 from img2img_recon.errors import InputError
-from img2img_recon.files import atomic_path, writable_folder
+from img2img_recon.files import writable_folder
 from img2img_recon.progress import Track, bar, silent
 
 CONVERTED_SPLITS = ("train", "val")
@@ -111,57 +112,6 @@ def _safe_name(text: str, what: str) -> str:
             f"{what}: {text!r} cannot be part of a file name; letters, digits, '.', '_', '-' can"
         )
     return text
-
-
-def centred_fft2(image: np.ndarray) -> np.ndarray:
-    """Transform images to k-space: fastMRI's centred orthonormal FFT of the last two axes."""
-    axes = (-2, -1)
-    shifted = np.fft.ifftshift(image, axes=axes)
-    return np.fft.fftshift(np.fft.fft2(shifted, axes=axes, norm="ortho"), axes=axes)
-
-
-def target_of(kspace: np.ndarray, recon_size: tuple[int, int]) -> np.ndarray:
-    """Reconstruct fully sampled k-space as fastMRI's targets are.
-
-    Args:
-        kspace: complex, (slices, H, W) or (slices, coils, H, W).
-        recon_size: (h, w) to crop to; W x W where the k-space is narrower than w.
-
-    Returns:
-        float32, (slices, h, w): the magnitude, or the root-sum-of-squares over the coils.
-    """
-    from fastmri_plugin.transforms import combine_coils, zero_filled_image
-
-    size = crop_size(recon_size, kspace.shape)
-    images = [combine_coils(zero_filled_image(measured, None, size)) for measured in kspace]
-    return np.stack(images).astype(np.float32)
-
-
-def write_volume(
-    path: Path,
-    kspace: np.ndarray,
-    target: np.ndarray,
-    header_xml: str,
-    challenge: Challenge,
-    attrs: dict[str, Any],
-) -> None:
-    """Write one fully sampled fastMRI volume, atomically.
-
-    Args:
-        path: the file.
-        kspace: complex, (slices[, coils], H, W).
-        target: (slices, h, w), from which the attributes `max` and `norm` are taken.
-        header_xml: the ISMRMRD header.
-        challenge: which of fastMRI's target names to use.
-        attrs: further attributes, such as `acquisition` and `patient_id`.
-    """
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as volume:
-        volume["ismrmrd_header"] = header_xml
-        volume.create_dataset("kspace", data=kspace.astype(np.complex64, copy=False))
-        volume.create_dataset(TARGET_KEYS[challenge], data=target.astype(np.float32, copy=False))
-        volume.attrs.update(
-            {"max": float(target.max()), "norm": float(np.linalg.norm(target)), **attrs}
-        )
 
 
 class _Source:

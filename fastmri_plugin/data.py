@@ -100,13 +100,14 @@ class SliceDataset(Dataset):
         except OSError as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{info.path}: slice {slice_num} cannot be read ({reason})") from None
-        attrs = {
+        attrs: dict[str, Any] = {
             "padding_left": info.padding[0],
             "padding_right": info.padding[1],
             "recon_size": (*info.recon_size, 1),
             "acquisition": info.acquisition,
-            "max": info.max_value,
         }
+        if info.max_value is not None:
+            attrs["max"] = info.max_value
         if self.random_mask is not None:
             # fastMRI's training masks come from a generator that nobody seeds.
             self.random_mask.rng.seed(seed_of("mask", self.seed, epoch, info.name, slice_num))

@@ -17,9 +17,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastmri_plugin.convert import centred_fft2, target_of, write_volume
-from fastmri_plugin.freeze_split import draw_mask, freeze_volume
 from fastmri_plugin.headers import Header, write_header
+from fastmri_plugin.making import (
+    centred_fft2,
+    draw_mask,
+    freeze_volume,
+    target_of,
+    write_volume,
+)
 from fastmri_plugin.volumes import TARGET_KEYS, Challenge
 from img2img_recon.errors import InputError
 from img2img_recon.files import cache_dir, make_folder_once

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from fastmri.pl_modules import MriModule
 from lightning_utilities.core.rank_zero import rank_zero_only
-from rich.console import Console
 
 from fastmri_plugin.classical import METHODS
 from fastmri_plugin.config import (
@@ -28,15 +29,18 @@ from fastmri_plugin.volumes import VolumeInfo, list_volumes, split_folder
 from img2img_recon.errors import InputError
 from img2img_recon.progress import Track, bar, silent
 from img2img_recon.runs import RunFolder
-from img2img_recon.training import TrainerOptions, compile_networks, make_trainer
+from img2img_recon.training import (
+    RunCheckpoints,
+    TrainerOptions,
+    compile_networks,
+    make_trainer,
+)
 
-console = Console(stderr=True, highlight=False)
+Say = Callable[[str], None]
 
 
-@rank_zero_only
-def say(message: str) -> None:
-    """Tell the person at the terminal, once for all processes."""
-    console.print(message, markup=False, soft_wrap=True)
+def say_nothing(message: str) -> None:
+    """Keep what a run has to tell from the terminal."""
 
 
 def is_first_process() -> bool:
@@ -60,6 +64,7 @@ class Setup:
     run: RunFolder
     content: dict[str, Any]
     builtin_data: bool
+    say: Say
 
     @property
     def track(self) -> Track:
@@ -67,26 +72,36 @@ class Setup:
         return track_of(self.config)
 
 
-def prepare(config: TrainConfig) -> Setup:
+def find_data(config: TrainConfig, say: Say) -> tuple[Path, bool]:
+    """The data folder, and whether it is the built-in synthetic one (made now if need be)."""
+    given = config.data_path or configured_data_path(config.anatomy)
+    if given is not None:
+        return given, False
+    say(
+        "No --data_path and no fastmri_dirs.yaml: using the built-in synthetic data (phantoms, not "
+        "patients) and settings fit for a laptop."
+    )
+    return demo_folder(config.challenge, track_of(config)), True
+
+
+def prepare(config: TrainConfig, say: Say = say_nothing) -> Setup:
     """Find the data and settle every open setting.
+
+    Args:
+        config: what was asked for.
+        say: takes the messages for the person at the terminal.
 
     Raises:
         InputError: data, flags or run folder that cannot be used.
     """
-    given_path = config.data_path or configured_data_path(config.anatomy)
     track = track_of(config)
-    if given_path is None:
-        say(
-            "No --data_path and no fastmri_dirs.yaml: using the built-in synthetic data (phantoms, not "
-            "patients) and settings fit for a laptop."
-        )
-        data_path = demo_folder(config.challenge, track)
+    data_path, builtin = find_data(config, say)
+    if builtin:
         network = LAPTOP_NETWORKS.get(config.model, {})
         config = config.with_recipe(
             {**LAPTOP_RECIPE, **network, "baselines": METHODS, "num_workers": 0}
         )
     else:
-        data_path = given_path
         network = PAPER_NETWORKS.get(config.model, {})
         config = config.with_recipe(
             {**PAPER_RECIPE, **network, "baselines": ("zero_filled",), "num_workers": 4}
@@ -109,17 +124,30 @@ def prepare(config: TrainConfig) -> Setup:
     options = model_options(config.model, config.given_options(), most_common_size(train))
     content = identity(config, options)
     run = RunFolder(config.run_dir or default_run_dir(config, content))
-    return Setup(config, options, train, val, run, content, builtin_data=given_path is None)
+    return Setup(config, options, train, val, run, content, builtin, say)
 
 
-def fit(setup: Setup) -> tuple[float, int]:
-    """Train to the last epoch, from the last checkpoint if there is one; (seconds, parameters)."""
+@dataclass(frozen=True)
+class Parts:
+    """What `fit` puts together, built and thereby checked before anything is written."""
+
+    module: MriModule
+    data: SliceDataModule
+    trainer: pl.Trainer
+
+
+def build(setup: Setup) -> Parts:
+    """Make the module, the data module and the trainer of a run.
+
+    Raises:
+        InputError: settings that do not go together.
+    """
     config, sampling = setup.config, setup.config.sampling()
     pl.seed_everything(config.seed, verbose=False)
     module = build_module(
         config.model,
         setup.options,
-        None if config.model.startswith("fastmri_") else config.lr,
+        config.lr,
         config.lr_interval or "epoch",
     )
     if config.compile:
@@ -156,14 +184,23 @@ def fit(setup: Setup) -> tuple[float, int]:
         monitor_mode="max",
         progress=config.progress,
     )
-    trainer = make_trainer(setup.run, options, [])
+    return Parts(module, data, make_trainer(setup.run, setup.content, options))
+
+
+def fit(setup: Setup, parts: Parts) -> dict[str, Any]:
+    """Train to the last epoch, from the last checkpoint if there is one; time and size of it."""
+    config, data = setup.config, parts.data
     resume = setup.run.last_checkpoint if setup.run.last_checkpoint.is_file() else None
-    parameters = count_parameters(module)
-    say(
+    parameters = count_parameters(parts.module)
+    setup.say(
         f"{config.model}: {parameters:,} parameters; {len(data.train)} training slices of "
         f"{len(setup.train)} volumes, {len(data.val)} validation slices of {len(setup.val)}; "
         f"run folder {setup.run.path}" + ("; resuming" if resume else "")
     )
-    start = time.perf_counter()
-    trainer.fit(module, datamodule=data, ckpt_path=resume)
-    return time.perf_counter() - start, parameters
+    try:
+        parts.trainer.fit(parts.module, datamodule=data, ckpt_path=resume)
+    except SystemExit:
+        # Lightning ends the program on Ctrl-C; the scripts have their own way and status for it.
+        raise KeyboardInterrupt from None
+    clock = next(c for c in parts.trainer.callbacks if isinstance(c, RunCheckpoints))  # type: ignore[attr-defined]
+    return {"fit_seconds": clock.fit_seconds, "parameters": parameters}

@@ -21,20 +21,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import h5py
 import numpy as np
 
+from fastmri_plugin.making import ColumnMask, draw_mask, freeze_volume
 from fastmri_plugin.volumes import (
     TARGET_KEYS,
     Challenge,
     VolumeInfo,
     list_volumes,
-    open_volume,
     split_folder,
 )
 from img2img_recon.cli import flag, parse_config, run_script
 from img2img_recon.errors import InputError
-from img2img_recon.files import atomic_path, make_folder_once, write_json
+from img2img_recon.files import make_folder_once, write_json
 from img2img_recon.progress import Track, bar, silent
 
 MANIFEST = "MANIFEST.json"
@@ -88,44 +87,6 @@ class FreezeConfig:
             raise InputError(f"--seed: given {self.seed}, allowed: 0 or more")
 
 
-@dataclass(frozen=True)
-class ColumnMask:
-    """The mask of one frozen volume.
-
-    Attributes:
-        columns: float32 (W,), 1 where the column is sampled.
-        acceleration: nominal acceleration.
-        center_fraction: share of the columns kept at the centre.
-        num_low_frequencies: columns kept at the centre.
-    """
-
-    columns: np.ndarray
-    acceleration: int
-    center_fraction: float
-    num_low_frequencies: int
-
-
-def draw_mask(
-    name: str, num_columns: int, mask_type: str, acceleration: int, center_fraction: float
-) -> ColumnMask:
-    """Draw the mask that fastMRI draws in validation for the volume file `name`.
-
-    Raises:
-        InputError: an equispaced mask whose centre alone holds as many columns as were asked for.
-    """
-    from fastmri_plugin.transforms import Sampling, column_mask, name_seed
-
-    num_low_frequencies = round(num_columns * center_fraction)
-    if mask_type == "equispaced_fraction" and num_low_frequencies * acceleration >= num_columns:
-        raise InputError(
-            f"--center_fractions: {center_fraction:g} at --accel {acceleration} leaves no column "
-            f"outside the centre of {name} with its {num_columns} columns; give a smaller one"
-        )
-    mask_func = Sampling(mask_type, (acceleration,), (center_fraction,)).mask_func()
-    columns = column_mask(mask_func, num_columns, name_seed(name)).astype(np.float32)
-    return ColumnMask(columns, acceleration, center_fraction, num_low_frequencies)
-
-
 def deal_accelerations(
     names: Sequence[str], accelerations: Sequence[int], seed: int
 ) -> dict[str, int]:
@@ -139,51 +100,6 @@ def deal_accelerations(
         name: accelerations[position % len(accelerations)] for position, name in enumerate(shuffled)
     }
     return dict(sorted(dealt.items()))
-
-
-def freeze_volume(
-    source: Path, masked: Path, target: Path, mask: ColumnMask, challenge: Challenge
-) -> None:
-    """Write the masked file and the target file of one fully sampled volume, atomically.
-
-    The masked file holds nothing of the target, not even its maximum. K-space is read and written
-    one slice at a time.
-
-    Args:
-        source: fully sampled volume with a target.
-        masked: file to write with k-space (zero outside the mask), mask, header, acquisition,
-            patient_id, acceleration and num_low_frequency.
-        target: file to write with the target, max, norm, acquisition, patient_id and acceleration.
-        mask: the volume's mask.
-        challenge: which target the source holds.
-    """
-    key = TARGET_KEYS[challenge]
-    with open_volume(source) as volume:
-        shared = {
-            name: volume.attrs[name]
-            for name in ("acquisition", "patient_id")
-            if name in volume.attrs
-        }
-        shared["acceleration"] = mask.acceleration
-        kspace = volume["kspace"]
-        with atomic_path(masked) as temporary, h5py.File(temporary, "w") as output:
-            output["ismrmrd_header"] = volume["ismrmrd_header"][()]
-            output["mask"] = mask.columns
-            stored = output.create_dataset("kspace", shape=kspace.shape, dtype=np.complex64)
-            for slice_num in range(kspace.shape[0]):
-                # Adding zero turns the -0 of the masked columns into 0, as fastMRI does.
-                stored[slice_num] = kspace[slice_num] * mask.columns + 0.0
-            output.attrs.update({**shared, "num_low_frequency": mask.num_low_frequencies})
-        values = volume[key][()]
-        with atomic_path(target) as temporary, h5py.File(temporary, "w") as output:
-            output[key] = values
-            output.attrs.update(
-                {
-                    **shared,
-                    "max": volume.attrs.get("max", float(values.max())),
-                    "norm": volume.attrs.get("norm", float(np.linalg.norm(values))),
-                }
-            )
 
 
 def file_sha256(path: Path) -> str:

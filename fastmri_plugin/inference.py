@@ -106,6 +106,10 @@ def reconstruct_volumes(
     Yields:
         (file name, float32 (slices, H, W)) in the volume's intensity units.
     """
+    if reconstructor.model == "fastmri_varnet" and batch_size > 1:
+        raise InputError(
+            f"--batch_size: given {batch_size}, allowed: 1 (fastmri_varnet takes one slice)"
+        )
     module = reconstructor.module.to(device)
     groups = [
         ([info for info in volumes if info.has_mask], None),

@@ -12,6 +12,7 @@ from fastmri.data.subsample import MaskFunc
 from fastmri.data.transforms import UnetDataTransform, VarNetDataTransform
 from fastmri.pl_modules import MriModule, UnetModule, VarNetModule
 
+from fastmri_plugin.config import FASTMRI_MODELS
 from fastmri_plugin.lightning2 import on_lightning2
 from fastmri_plugin.transforms import ImageSample, ImageTransform
 from fastmri_plugin.volumes import Challenge
@@ -19,9 +20,7 @@ from img2img_recon.errors import InputError
 from img2img_recon.losses import ssim_loss
 from img2img_recon.training import one_cycle
 from img2img_recon.wrappers import AnySize, Normalized
-from img2img_recon.zoo import build_model, list_models, model_config
-
-FASTMRI_MODELS = ("fastmri_unet", "fastmri_varnet")
+from img2img_recon.zoo import build_model, grid_multiple, list_models, model_config
 
 FASTMRI_OPTIONS: dict[str, dict[str, Any]] = {
     "fastmri_unet": {"chans": 32, "num_pool_layers": 4, "drop_prob": 0.0},
@@ -152,7 +151,8 @@ def model_options(name: str, given: Mapping[str, Any], img_size: tuple[int, int]
                 f"--patch_size: given {patch}, but the images are {img_size[0]} x {img_size[1]}; "
                 f"allowed: 1 to {min(img_size)}"
             )
-        options["img_size"] = [-(-side // patch) * patch for side in img_size]
+        multiple = grid_multiple(name, patch)
+        options["img_size"] = [-(-side // multiple) * multiple for side in img_size]
     return model_config(name, **options)
 
 

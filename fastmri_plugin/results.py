@@ -22,11 +22,13 @@ from fastmri_plugin.volumes import (
 )
 from img2img_recon.plots import reconstruction_panel
 
+SUBMISSION = "submission.zip"
+
 
 def score(setup: Setup) -> dict[str, Any]:
     """Reconstruct the validation volumes with the best checkpoint and each baseline; score and draw them."""
     config, sampling, run = setup.config, setup.config.sampling(), setup.run
-    reconstructor = load_reconstructor(run.best_checkpoint)
+    reconstructor = load_reconstructor(run.path)
     rows: dict[str, dict[str, dict[str, float]]] = {}
     weights: dict[str, float] = {}
     for method in config.baselines or ():
@@ -93,12 +95,12 @@ def export_test_split(setup: Setup) -> Path:
     config, run = setup.config, setup.run
     assert config.data_path is not None
     infos = list_volumes(split_folder(config.data_path, config.challenge, "test"), config.challenge)
-    reconstructor = load_reconstructor(run.best_checkpoint)
+    reconstructor = load_reconstructor(run.path)
     folder = run.reconstructions / "test"
     device = pick_device(config.accelerator)
     for name, volume in reconstruct_volumes(reconstructor, infos, device=device, track=setup.track):
         write_reconstruction(folder / name, volume)
-    path = run.path / "submission.zip"
+    path = run.path / SUBMISSION
     write_submission(folder, infos, path, config.challenge, overwrite=True)
     validate_submission(path, infos, config.challenge)
     return path

@@ -335,7 +335,9 @@ def _select(
 
 def _kspace_shape(target: Path) -> tuple[int, ...] | None:
     """Find the k-space's shape in the target's file or, in a frozen split, beside it."""
-    for path in (target, target.parents[2] / target.parent.name / target.name):
+    target = target.resolve()
+    beside = target.parent.parent.parent / target.parent.name / target.name
+    for path in (target, beside):
         if path.is_file():
             with open_volume(path) as volume:
                 if "kspace" in volume:

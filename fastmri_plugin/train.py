@@ -6,17 +6,25 @@ python fastmri_plugin/train.py --challenge singlecoil --accel 4 [--data_path DIR
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from fastmri_plugin import classical
-from fastmri_plugin.config import TrainConfig, configured_data_path
-from fastmri_plugin.demo_data import demo_folder
-from fastmri_plugin.experiment import Setup, fit, is_first_process, prepare, say, track_of
+from fastmri_plugin.config import TrainConfig
+from fastmri_plugin.experiment import (
+    Setup,
+    build,
+    find_data,
+    fit,
+    is_first_process,
+    prepare,
+    track_of,
+)
 from fastmri_plugin.inference import load_reconstructor, pick_device, reconstruct_volumes
-from fastmri_plugin.results import export_test_split, score
+from fastmri_plugin.results import SUBMISSION, export_test_split, score
 from fastmri_plugin.scoring import scores_table
 from fastmri_plugin.volumes import (
     list_volumes,
@@ -26,92 +34,118 @@ from fastmri_plugin.volumes import (
 )
 from img2img_recon.cli import parse_config, run_script
 from img2img_recon.errors import InputError
-from img2img_recon.files import write_json
+from img2img_recon.files import make_folder_once, write_json
 from img2img_recon.runs import RunFolder
+
+
+def say(message: str) -> None:
+    """Tell the person at the terminal, once for all processes."""
+    if is_first_process():
+        Console(stderr=True, highlight=False).print(message, markup=False, soft_wrap=True)
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
     """Train (or resume), score and draw; what a job on a cluster calls too.
 
     Returns:
-        The content of the run's metrics.json.
+        The content of the run's metrics.json; nothing in processes other than the first.
 
     Raises:
         InputError: something given cannot be used.
     """
-    return run_prepared(prepare(config))
+    return run_prepared(prepare(config, say))
 
 
 def run_prepared(setup: Setup) -> dict[str, Any]:
     """`train`, after the checks."""
+    run = setup.run
+    run.claim(setup.content, dry=True)
+    metrics = run.metrics()
+    parts = build(setup) if metrics is None else None
     if not is_first_process():
-        fit(setup)
+        if parts is not None:
+            fit(setup, parts)
         return {}
-    with setup.run.locked():
-        setup.run.claim(setup.content)
-        metrics = setup.run.metrics()
-        if metrics is None:
-            seconds, parameters = fit(setup)
-            metrics = score(setup) | {"fit_seconds": seconds, "parameters": parameters}
-            if setup.builtin_data:
-                metrics["submission"] = str(export_test_split(setup).name)
-            write_json(setup.run.metrics_file, metrics)
+    with run.locked():
+        run.claim(setup.content)
+        run.remove_leftovers()
+        if parts is not None:
+            fitted = fit(setup, parts)
+            metrics = score(setup) | fitted
+            write_json(run.metrics_file, metrics)
         else:
-            say(f"{setup.run.path} is finished; its results:")
+            say(f"{run.path} is finished; its results:")
+        if setup.builtin_data and not (run.path / SUBMISSION).exists():
+            export_test_split(setup)
+    assert metrics is not None
     return metrics
 
 
 def test(config: TrainConfig) -> Path:
-    """Reconstruct a test split with a trained run; the folder with a folder per method.
+    """Reconstruct a test split with a trained run; the new folder with a folder per method.
 
-    The baselines, if any are asked for, take the weights that the run chose on its training volumes.
+    Volumes that store a mask keep it. The others get the masks that the flags describe, by default
+    the run's. The baselines, if any are asked for, take the weights that the run chose on its training
+    volumes.
 
     Raises:
         InputError: no --run_dir, no trained run in it, or data that cannot be used.
     """
     if config.run_dir is None:
         raise InputError("--run_dir: --mode test needs the folder of a trained run")
+    if not config.run_dir.is_dir():
+        raise InputError(f"--run_dir: {config.run_dir} is not a folder")
     reconstructor = load_reconstructor(config.run_dir)
-    if reconstructor.challenge != config.challenge:
-        raise InputError(
-            f"--challenge: given {config.challenge}, but {config.run_dir} was trained for "
-            f"{reconstructor.challenge}"
-        )
-    track = track_of(config)
-    if config.test_path is not None:
-        folder = config.test_path
-        if not folder.is_dir():
-            raise InputError(f"--test_path: {folder} is not a folder")
-    else:
-        data_path = (
-            config.data_path
-            or configured_data_path(config.anatomy)
-            or demo_folder(config.challenge)
-        )
+    for name, own in (("challenge", reconstructor.challenge), ("model", reconstructor.model)):
+        given = getattr(config, name)
+        if given not in (own, TrainConfig.__dataclass_fields__[name].default):
+            raise InputError(
+                f"--{name}: given {given}, but {config.run_dir} was trained with {own}"
+            )
+    if config.gives_sampling():
+        reconstructor = replace(reconstructor, sampling=config.sampling())
+    track, run = track_of(config), RunFolder(config.run_dir)
+    folder = config.test_path
+    if folder is None:
+        data_path, _ = find_data(config, say)
         folder = split_folder(data_path, config.challenge, config.test_split)
+    elif not folder.is_dir():
+        raise InputError(f"--test_path: {folder} is not a folder")
     infos = list_volumes(folder, config.challenge, track=track)
-    run = RunFolder(config.run_dir)
-    out = run.reconstructions / config.test_split
-    for name, volume in reconstruct_volumes(
-        reconstructor,
-        infos,
-        device=pick_device(config.accelerator),
-        num_workers=config.num_workers or 0,
-        track=track,
-    ):
-        write_reconstruction(out / reconstructor.model / name, volume)
     weights = (run.metrics() or {}).get("baseline_weights", {})
     for method in config.baselines or ():
         if method != "zero_filled" and method not in weights:
             raise InputError(
-                f"--baselines: the weight of {method} was not chosen when {config.run_dir} was trained; "
-                f"allowed: {', '.join(['zero_filled', *weights])}"
+                f"--baselines: the weight of {method} was not chosen when {config.run_dir} was "
+                f"trained; allowed: {', '.join(['zero_filled', *weights])}"
             )
-        volumes = classical.reconstruct_volumes(
-            infos, config.challenge, method, reconstructor.mask_of, weights.get(method), track=track
-        )
-        write_reconstructions(out / method, volumes)
-    return out
+    source = folder.resolve()
+    out = config.out_dir or run.path / "predictions" / f"{source.parent.name}-{source.name}"
+    if out.exists():
+        raise InputError(f"--out_dir: {out} exists and is not overwritten; give another")
+
+    def fill(temporary: Path) -> None:
+        for name, volume in reconstruct_volumes(
+            reconstructor,
+            infos,
+            device=pick_device(config.accelerator),
+            batch_size=config.batch_size or 1,
+            num_workers=config.num_workers or 0,
+            track=track,
+        ):
+            write_reconstruction(temporary / reconstructor.model / name, volume)
+        for method in config.baselines or ():
+            volumes = classical.reconstruct_volumes(
+                infos,
+                config.challenge,
+                method,
+                reconstructor.mask_of,
+                weights.get(method),
+                track=track,
+            )
+            write_reconstructions(temporary / method, volumes)
+
+    return make_folder_once(out, fill)
 
 
 def report(run: RunFolder, metrics: Mapping[str, Any]) -> None:
@@ -120,11 +154,9 @@ def report(run: RunFolder, metrics: Mapping[str, Any]) -> None:
     out.print(scores_table(metrics["volumes"]))
     out.print(f"scored on: {metrics['scored_on']}", highlight=False)
     out.print(f"panels: {run.figures}", highlight=False, soft_wrap=True)
-    if "submission" in metrics:
+    if (run.path / SUBMISSION).exists():
         out.print(
-            f"submission, validated: {run.path / metrics['submission']}",
-            highlight=False,
-            soft_wrap=True,
+            f"submission, validated: {run.path / SUBMISSION}", highlight=False, soft_wrap=True
         )
 
 
@@ -134,7 +166,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if config.mode == "test":
         print(test(config))
         return
-    setup = prepare(config)
+    setup = prepare(config, say)
     metrics = run_prepared(setup)
     if is_first_process():
         report(setup.run, metrics)

@@ -66,6 +66,8 @@ def zero_filled_magnitude(
         real, (..., h, w): |centre of the centred orthonormal inverse FFT of the masked k-space|.
     """
     height, width = kspace.shape[-2:]
+    if size[0] > height or size[1] > width:
+        raise ValueError(f"cannot crop {height} x {width} to {size[0]} x {size[1]}")
     columns = slice(None) if mask is None else np.flatnonzero(mask)
     sampled = np.ascontiguousarray(np.moveaxis(kspace, -1, -2)[..., columns, :])
     along_readout = _ifft(sampled)
@@ -202,6 +204,13 @@ class Sampling:
             if not 0 < fraction <= 1:
                 raise InputError(
                     f"--center_fractions: given {fraction:g}, allowed: above 0, up to 1"
+                )
+        pairs = zip(self.accelerations, self.center_fractions, strict=False)
+        for acceleration, fraction in pairs:
+            if fraction * acceleration >= 1 and not (acceleration == 1 and fraction < 1):
+                raise InputError(
+                    f"--center_fractions: {fraction:g} at {acceleration}x leaves no column outside "
+                    f"the centre; allowed there: below {1 / acceleration:g}"
                 )
         if len(self.accelerations) != len(self.center_fractions):
             raise InputError(

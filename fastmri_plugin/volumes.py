@@ -112,6 +112,8 @@ def read_volume_info(path: Path, challenge: Challenge) -> VolumeInfo:
         if "kspace" not in volume:
             found = ", ".join(sorted(volume)) or "nothing"
             raise InputError(f"{path}: no dataset 'kspace' (found: {found})")
+        if not isinstance(volume["kspace"], h5py.Dataset):
+            raise InputError(f"{path}: 'kspace' is a group, expected a dataset")
         shape = tuple(int(n) for n in volume["kspace"].shape)
         expected = {"singlecoil": 3, "multicoil": 4}[challenge]
         if len(shape) != expected:
@@ -148,7 +150,7 @@ def read_volume_info(path: Path, challenge: Challenge) -> VolumeInfo:
                     f"{path}: the target's maximum is {max_value}, expected a positive number"
                 )
         acceleration = volume.attrs.get("acceleration")
-        return VolumeInfo(
+        info = VolumeInfo(
             path=path,
             kspace_shape=shape,
             recon_size=header.recon_size,
@@ -159,6 +161,14 @@ def read_volume_info(path: Path, challenge: Challenge) -> VolumeInfo:
             acceleration=None if acceleration is None else int(acceleration),
             has_mask=has_mask,
         )
+    height, width = info.image_size
+    available = [shape[-2:]] + ([target_shape[1:]] if target_shape else [])
+    if any(height > rows or width > columns for rows, columns in available):
+        raise InputError(
+            f"{path}: the image is {height} x {width}, but kspace has shape {shape}"
+            + (f" and the target {target_shape}" if target_shape else "")
+        )
+    return info
 
 
 def split_folder(data_path: Path, challenge: Challenge, split: str) -> Path:

@@ -13,11 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -235,12 +238,49 @@ def training_task(net: nn.Module, image: Tensor) -> Callable[[], object]:
     return step
 
 
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block after some seconds; no limit where there are no timer signals."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() != threading.main_thread():
+        yield
+        return
+
+    def expire(_signal: int, _frame: object) -> NoReturn:
+        raise TimeoutError(f"compiling took longer than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def compile_network(net: nn.Module) -> None:
+    """Have `torch.compile` compile a network in place at its first call.
+
+    Of a network that repeats a block, the block is compiled: once for all its repetitions, which takes
+    a fraction of the time that compiling the whole does.
+    """
+    blocks = [
+        list(container)
+        for container in net.children()
+        if isinstance(container, (nn.Sequential, nn.ModuleList))
+        and len(container) > 1
+        and len({type(block) for block in container}) == 1
+    ]
+    for module in [block for container in blocks for block in container] or [net]:
+        module.compile(dynamic=False)
+
+
 def measure_network(
     name: str, dtype_name: str, mode: str, machine: Machine, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Measure one network in one dtype and mode: a row of the table.
 
-    A mode that cannot run here (no compiler, say) gives a row whose `error` is the reason.
+    A mode that cannot run here (no compiler, say, or `--compile_limit_s` passed) gives a row whose
+    `error` is the reason.
     """
     dtype = DTYPES[dtype_name]
     net = build(name, options.img_size).to(machine.device, dtype)
@@ -254,25 +294,25 @@ def measure_network(
         "gflops": gflops,
         "error": None,
     }
-    compiled = mode == "compiled"
-    runner: nn.Module = torch.compile(net) if compiled else net  # type: ignore[assignment]
-    try:
-        timings = time_in_turns(
-            {
-                "forward": forward_task(runner, image),
-                "train_step": training_task(runner, image),
-                "matmul": machine.matmul(dtype),
-            },
-            machine.device,
-            options.repeats,
-            options.limit_s,
-        )
-        batches = measure_batches(runner, image, timings["forward"], machine.device, options)
-    except Exception as error:
-        if not compiled:
-            raise
-        row["error"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-        return row
+    forward, train_step = forward_task(net, image), training_task(net, image)
+    if mode == "compiled":
+        try:
+            with time_limit(options.compile_limit_s):
+                compile_network(net)
+                forward()
+                train_step()
+        except Exception as error:
+            row["error"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+            return row
+    timings = time_in_turns(
+        {"forward": forward, "train_step": train_step, "matmul": machine.matmul(dtype)},
+        machine.device,
+        options.repeats,
+        options.limit_s,
+    )
+    # Another batch size would be compiled anew.
+    batch_sizes = options.batch_sizes if mode == "eager" else ()
+    batches = measure_batches(net, image, timings["forward"], batch_sizes, machine.device, options)
     best = max(batches, key=lambda batch: batches[batch])
     peak_gflops = 1e3 * machine.matmul_gflop / timings["matmul"].median_ms
     floor_ms = 1e3 * gflops / peak_gflops
@@ -295,12 +335,13 @@ def measure_batches(
     net: nn.Module,
     image: Tensor,
     batch_1: Timing,
+    batch_sizes: Sequence[int],
     device: torch.device,
     options: argparse.Namespace,
 ) -> dict[int, float]:
     """Images a second by batch size; sizes that do not fit in memory are left out."""
     rates = {1: 1e3 / batch_1.median_ms}
-    for batch in options.batch_sizes:
+    for batch in batch_sizes:
         if batch == 1:
             continue
         try:
@@ -589,6 +630,9 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--batch_sizes", nargs="+", type=int, help="sizes among which the best is looked for"
     )
     parser.add_argument("--repeats", type=int, help="timed runs of everything (7; quick: 3)")
+    parser.add_argument(
+        "--compile_limit_s", type=float, default=40.0, help="give up compiling a network after (40)"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="float32, eager, few repeats, no memory"
     )

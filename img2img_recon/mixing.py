@@ -140,9 +140,9 @@ class MixerLayer(nn.Module):
 # The hidden layer is f times the volume (8 MB for 64 x 64 x 128 with f = 4), and in the plain
 # formulation it travels to memory and back around GELU. Here an MLP runs over one block of its batch
 # axes at a time, through a hidden buffer that stays in cache and is kept between calls (a fresh one
-# would cost a page fault for every 4 KB). A product without bias and an addition in place in cache
-# beat `addmm`, which first copies the bias over its whole output. Training keeps the hidden layer
-# before GELU and nothing else of that size: computing GELU again costs less than storing its result.
+# would cost a page fault for every 4 KB). Adding the wide layer's bias in place, in cache, beats
+# `addmm`, which first copies the bias over its whole output. Training keeps the hidden layer before
+# GELU and nothing else of that size: computing GELU again costs less than storing its result.
 
 # Elements of the hidden buffer: 4 MB in float32. Smaller blocks are more operations, each of which
 # starts and joins all threads; larger ones fall out of the last-level cache.
@@ -258,11 +258,11 @@ def _hidden_buffer(hidden_shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return _scratch(per_block * math.prod(rest), dtype).view(per_block, *rest)
 
 
-def _mix(x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
-    """Write the weight applied to rows (rows, dim), or to each of (matrices, dim, C), into `out`."""
+def _mix(x: Tensor, weight: Tensor, out: Tensor, beta: int = 0) -> Tensor:
+    """Write beta * out + the weight applied to rows (rows, dim) or to each of (matrices, dim, C)."""
     if x.ndim == 2:
-        return torch.mm(x, weight.t(), out=out)
-    return torch.bmm(weight.expand(x.shape[0], -1, -1), x, out=out)
+        return torch.addmm(out, x, weight.t(), beta=beta, out=out)
+    return torch.baddbmm(out, weight.expand(x.shape[0], -1, -1), x, beta=beta, out=out)
 
 
 def _weight_gradient(grad_out: Tensor, x: Tensor) -> Tensor:
@@ -311,9 +311,11 @@ class _BlockedMLP(torch.autograd.Function):
             hidden = activated if kept_blocks is None else kept_blocks[position]
             _mix(x_block, w1, out=hidden).add_(b1)
             torch.ops.aten.gelu.out(hidden, out=activated)
-            _mix(activated, w2, out=out_block).add_(b2)
-            if added_blocks is not None:
-                out_block.add_(added_blocks[position])
+            if added_blocks is None:
+                out_block.copy_(b2)
+            else:
+                torch.add(added_blocks[position], b2, out=out_block)
+            _mix(activated, w2, out=out_block, beta=1)
         if trains:
             ctx.save_for_backward(x, w1, w2, kept)
             ctx.axis = axis

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -366,7 +365,7 @@ def _weights(contents: Mapping[str, Any]) -> State:
         }
     state = {}
     for name, value in contents.items():
-        if not isinstance(value, (Tensor, np.ndarray)):
+        if not hasattr(value, "__array__"):
             raise InputError(
                 f"the checkpoint has {name!r} of type {type(value).__name__}, no tensor"
             )
@@ -384,6 +383,8 @@ def _read(path: Path) -> Mapping[str, Any]:
         )
     try:
         if path.suffix == ".npz":
+            import numpy as np
+
             with np.load(path) as arrays:
                 return dict(arrays)
         if path.suffix == ".safetensors":

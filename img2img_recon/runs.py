@@ -143,8 +143,12 @@ class RunFolder:
         except FileNotFoundError:
             return None
 
-    def claim(self, config: Mapping[str, Any]) -> None:
+    def claim(self, config: Mapping[str, Any], dry: bool = False) -> None:
         """Make the folder this configuration's, or find that it already is.
+
+        Args:
+            config: the resolved configuration.
+            dry: only check; write nothing.
 
         Raises:
             InputError: it belongs to another configuration (the differing keys are named), holds other
@@ -165,13 +169,24 @@ class RunFolder:
                     "give another --run_dir or the same flags"
                 )
             return
-        if self.path.is_dir() and any(item.name != ".lock" for item in self.path.iterdir()):
+        own = ("environment.json",)  # left behind by a run killed while it claimed the folder
+        if self.path.is_dir() and any(
+            item.name not in own and not item.name.startswith(".") for item in self.path.iterdir()
+        ):
             raise InputError(
                 f"--run_dir: {self.path} holds files but no config.json; give a new or empty folder"
             )
+        if dry:
+            return
         writable_folder(self.path, "--run_dir")
-        write_json(self.path / "environment.json", environment())
         write_json(self.config_file, wanted)
+        write_json(self.path / "environment.json", environment())
+
+    def remove_leftovers(self) -> None:
+        """Delete temporaries that killed writers left; only for who holds the lock."""
+        for leftover in self.path.rglob(".*.*.*"):
+            if leftover.is_file():
+                leftover.unlink()
 
     @contextmanager
     def locked(self) -> Iterator[None]:

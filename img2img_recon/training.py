@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
+import time
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from pytorch_lightning.callbacks import Callback, RichProgressBar, TQDMProgressB
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy, Strategy
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
@@ -121,6 +124,18 @@ class RunCheckpoints(Callback):
         self.every_n_steps = every_n_steps
         self.best_score: float | None = None
         self.best_epoch: int | None = None
+        self.seconds_before = 0.0
+        self.started: float | None = None
+
+    @property
+    def fit_seconds(self) -> float:
+        """Time spent in training, earlier attempts up to their last checkpoint included."""
+        now = 0.0 if self.started is None else time.perf_counter() - self.started
+        return self.seconds_before + now
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
 
     def on_train_batch_end(
         self,
@@ -146,18 +161,24 @@ class RunCheckpoints(Callback):
         metric = trainer.callback_metrics.get(self.monitor)
         if metric is not None:
             score = float(metric)
-            if self.best_score is None or self.sign * score > self.sign * self.best_score:
+            known = self.best_score is not None and math.isfinite(self.best_score)
+            if not known or self.sign * score > self.sign * (self.best_score or 0.0):
                 self.best_score, self.best_epoch = score, trainer.current_epoch
                 trainer.save_checkpoint(self.run.best_checkpoint, weights_only=True)
         trainer.save_checkpoint(self.run.last_checkpoint, weights_only=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score so far."""
-        return {"best_score": self.best_score, "best_epoch": self.best_epoch}
+        """The best score and the time so far."""
+        return {
+            "best_score": self.best_score,
+            "best_epoch": self.best_epoch,
+            "fit_seconds": self.fit_seconds,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the best score of the run that is resumed."""
         self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+        self.seconds_before = state_dict["fit_seconds"]
 
 
 class SeedEachBatch(Callback):
@@ -255,14 +276,28 @@ def _devices(given: str) -> str | int | list[int]:
 
 def _strategy(given: str, devices: str | int | list[int], num_nodes: int) -> str | Strategy:
     """`given`, with plain DDP set up so that uneven volumes cannot hang it (see `AverageBuffers`)."""
-    several = num_nodes > 1 or (devices not in ("auto", 1, -1) and devices != [0])
+    count = len(devices) if isinstance(devices, list) else devices
+    if count in ("auto", -1):
+        count = torch.cuda.device_count()
+    several = num_nodes > 1 or (isinstance(count, int) and count > 1)
     if given == "ddp" or (given == "auto" and several):
         return DDPStrategy(broadcast_buffers=False)
     return given
 
 
-def make_trainer(run: RunFolder, options: TrainerOptions, callbacks: list[Callback]) -> pl.Trainer:
+def make_trainer(
+    run: RunFolder,
+    config: Mapping[str, Any],
+    options: TrainerOptions,
+    callbacks: Sequence[Callback] = (),
+) -> pl.Trainer:
     """A Lightning trainer that logs to the run folder and can be killed and resumed at any moment.
+
+    Args:
+        run: where checkpoints and logs go; nothing is written before training starts.
+        config: the run's resolved configuration, kept in every checkpoint.
+        options: Lightning's settings.
+        callbacks: the task's own.
 
     Raises:
         InputError: an option that Lightning refuses, with its reason.
@@ -294,7 +329,7 @@ def make_trainer(run: RunFolder, options: TrainerOptions, callbacks: list[Callba
                 TensorBoardLogger(run.path, name="logs", version="tensorboard"),
                 CSVLogger(run.path, name="logs", version=_next_csv(run)),
             ],
-            plugins=[AtomicCheckpointIO(run.config())],
+            plugins=[AtomicCheckpointIO(config)],
             callbacks=[*own, *callbacks],
             default_root_dir=run.path,
             # Our samplers know the processes; a second sampler on top would tear volumes apart.
@@ -305,8 +340,13 @@ def make_trainer(run: RunFolder, options: TrainerOptions, callbacks: list[Callba
             enable_model_summary=False,
             log_every_n_steps=10,
         )
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(" ".join(str(error).split())) from None
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        given = ", ".join(
+            f"--{name} {getattr(options, name)}"
+            for name in ("accelerator", "devices", "num_nodes", "strategy", "precision")
+        )
+        reason = " ".join(str(error).split())
+        raise InputError(f"Lightning refuses {given}: {reason}") from None
 
 
 def _next_csv(run: RunFolder) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 from img2img_recon.dncnn import DnCNN
 from img2img_recon.errors import InputError
 from img2img_recon.mixer import Img2ImgMixer
-from img2img_recon.multires_mixer import MultiResMixer
+from img2img_recon.multires_mixer import LEVELS, MultiResMixer
 from img2img_recon.original_mixer import OriginalMixer
 from img2img_recon.unet import UNet
 from img2img_recon.vit import VisionTransformer
@@ -177,3 +177,8 @@ def _checked(key: str, value: Any) -> Any:
     if not fits:
         raise InputError(f"{key} is {value!r}; it must be {allowed}")
     return value
+
+
+def grid_multiple(name: str, patch_size: int) -> int:
+    """What H and W of a network's `img_size` must be multiples of: its patch, at its coarsest level."""
+    return patch_size * (2 ** (LEVELS - 1) if name == "multires_mixer" else 1)

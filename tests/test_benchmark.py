@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -112,21 +113,39 @@ def test_memory_is_measured_in_a_fresh_process() -> None:
 
 @pytest.mark.usefixtures("tiny_machine")
 def test_a_mode_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Lazy(torch.nn.Module):
-        """Like torch.compile's result: fails at the first call, not before."""
+    def no_compiler(module: torch.nn.Module, **options: object) -> None:
+        """Fails as torch.compile does: at the first call, not before."""
 
-        def __init__(self, net: torch.nn.Module) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, image: torch.Tensor) -> torch.Tensor:
+        def fail(*inputs: object) -> None:
             raise RuntimeError("no C++ compiler\nlong story")
 
-    monkeypatch.setattr(torch, "compile", Lazy)
+        module.register_forward_pre_hook(fail)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", no_compiler)
     options = benchmark.parse_options(["--img_size", "32", "--repeats", "1"])
     machine = benchmark.Machine(torch.device("cpu"))
     row = benchmark.measure_network("dncnn", "float32", "compiled", machine, options)
     assert row["error"] == "RuntimeError: no C++ compiler"
+
+
+def test_time_limit_ends_what_takes_too_long() -> None:
+    with pytest.raises(TimeoutError, match=r"longer than 0\.05 s"), benchmark.time_limit(0.05):
+        time.sleep(5)
+    with benchmark.time_limit(0.05):
+        pass
+    time.sleep(0.1)  # no alarm outlives its block
+
+
+def test_repeated_blocks_are_compiled_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **options: compiled.append(type(self).__name__)
+    )
+    benchmark.compile_network(Img2ImgMixer(16, 3, 3, 4, 8, 3, 2))
+    assert compiled == ["MixerLayer"] * 3
+    compiled.clear()
+    benchmark.compile_network(benchmark.build("unet", 32))
+    assert compiled == ["UNet"]
 
 
 @pytest.mark.usefixtures("tiny_machine")
