@@ -17,7 +17,6 @@ from fastmri_plugin.transforms import (
     zero_filled_magnitude,
 )
 from fastmri_plugin.volumes import TARGET_KEYS, Challenge, crop_size, open_volume
-from img2img_recon.errors import InputError
 from img2img_recon.files import atomic_path
 
 
@@ -93,14 +92,9 @@ def draw_mask(
     """Draw the mask that fastMRI draws in validation for the volume file `name`.
 
     Raises:
-        InputError: an equispaced mask whose centre alone holds as many columns as were asked for.
+        InputError: a centre that holds as many columns as were asked for in all.
     """
     num_low_frequencies = round(num_columns * center_fraction)
-    if mask_type == "equispaced_fraction" and num_low_frequencies * acceleration >= num_columns:
-        raise InputError(
-            f"--center_fractions: {center_fraction:g} at --accel {acceleration} leaves no column "
-            f"outside the centre of {name} with its {num_columns} columns; give a smaller one"
-        )
     mask_func = Sampling(mask_type, (acceleration,), (center_fraction,)).mask_func()
     columns = column_mask(mask_func, num_columns, name_seed(name)).astype(np.float32)
     return ColumnMask(columns, acceleration, center_fraction, num_low_frequencies)

@@ -631,7 +631,7 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, help="timed runs of everything (7; quick: 3)")
     parser.add_argument(
-        "--compile_limit_s", type=float, default=40.0, help="give up compiling a network after (40)"
+        "--compile_limit_s", type=float, default=20.0, help="give up compiling a network after (20)"
     )
     parser.add_argument(
         "--quick", action="store_true", help="float32, eager, few repeats, no memory"
@@ -644,7 +644,7 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     options.modes = options.modes or (["eager"] if quick else list(MODES))
     options.repeats = (3 if quick else 7) if options.repeats is None else options.repeats
     # Seconds for one group of timings: a slow network does not hold up the table.
-    options.limit_s = 3.0 if quick else 6.0
+    options.limit_s = 2.0 if quick else 4.0
     unknown = [name for name in options.models if name not in list_models()]
     if unknown:
         raise InputError(

@@ -140,7 +140,7 @@ class RunFolder:
         """The stored results, None while the run is not finished."""
         try:
             return json.loads(self.metrics_file.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def claim(self, config: Mapping[str, Any], dry: bool = False) -> None:

@@ -150,6 +150,13 @@ def test_mask_of_the_wrong_length(data):
         ("--center_fractions: given 1.5, allowed", ("--accel", 4, "--center_fractions", 1.5)),
         ("one per acceleration", ("--accel", 4, 8, "--center_fractions", 0.08)),
         ("--accel 4 and --accelerations 8 disagree", ("--accel", 4, "--accelerations", 8)),
+        ("leaves no column outside the centre", ("--accel", 4, "--center_fractions", 1.0)),
+        ("--devices 0", ("--devices", 0)),
+        ("--accelerator tpu", ("--accelerator", "tpu")),
+        ("--precision foo", ("--precision", "foo")),
+        ("--check_val_every_n_epoch: given 5", ("--check_val_every_n_epoch", 5, "--max_epochs", 1)),
+        ("--batch_size: given 2, allowed: 1", ("--model", "fastmri_varnet", "--batch_size", 2)),
+        ("img_size", ("--img_size", 30)),
         ("--mask_type: given spiral, allowed: random", ("--mask_type", "spiral")),
         ("--sample_rate: given 2, allowed", ("--sample_rate", 2)),
         ("only one of the two", ("--sample_rate", 0.5, "--volume_sample_rate", 0.5)),
@@ -165,7 +172,27 @@ def test_mask_of_the_wrong_length(data):
 )  # fmt: skip
 def test_flags(tiny_data, tmp_path, match, words):
     refused(match, "--data_path", tiny_data("singlecoil"), "--run_dir", tmp_path / "run", *words)
-    assert not list((tmp_path / "run").rglob("*.ckpt"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_volume_with_fewer_rows_than_its_image(data):
+    def shorten(file: h5py.File) -> None:
+        kspace = file["kspace"][:, :30]
+        del file["kspace"]
+        file["kspace"] = kspace
+
+    path = edit(data / "singlecoil_val", shorten, first_only=True)
+    refused(f"{path.name}: the image is", "--data_path", data)
+
+
+def test_a_run_killed_while_it_claimed_its_folder_starts_again(tiny_data, tmp_path):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "environment.json").write_text("{}")
+    (run_dir / ".config.json.abc.json").write_text("{")
+    run("--data_path", tiny_data("singlecoil"), "--run_dir", run_dir, *SMALL)
+    assert (run_dir / "metrics.json").exists()
+    assert not list(run_dir.rglob(".*.*.*"))
 
 
 def test_run_folder_of_another_configuration(tiny_data, tmp_path):

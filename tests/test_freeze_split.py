@@ -204,7 +204,7 @@ def test_draw_mask_is_fastmris(width, mask_type, oracle):
         ({"split": "test"}, "no target"),
         (
             {"mask_type": "equispaced_fraction", "center_fractions": (0.3, 0.3)},
-            "--center_fractions: 0.3 at --accel",
+            "--center_fractions: 0.3 at 4x leaves no column",
         ),
     ],
 )

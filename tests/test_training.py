@@ -144,7 +144,7 @@ def test_resuming_within_an_epoch_gives_the_same_weights(
     train(config("unbroken"))
     original = script.make_trainer
     try:
-        script.make_trainer = lambda run, options, callbacks: original(run, options, [Stop()])
+        script.make_trainer = lambda *parts: original(*parts, [Stop()])
         with pytest.raises(RuntimeError, match="stopped here"):
             train(config("broken"))
     finally:
@@ -208,6 +208,56 @@ def test_models_train_and_score_through_the_script(tiny_data, tmp_path, model, c
     assert set(metrics["volumes"][model]) == names
     figures = {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")}
     assert figures == {Path(name).stem for name in names}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "challenge", "options"),
+    [
+        ("fastmri_unet", "singlecoil", {"chans": 2, "num_pool_layers": 2, "lr": 0.25}),
+        (
+            "fastmri_varnet",
+            "multicoil",
+            {"num_cascades": 1, "chans": 2, "pools": 2, "sens_chans": 2, "sens_pools": 2},
+        ),
+        ("img2img_mixer", "singlecoil", {"embed_dim": 8, "depth": 1, "img_size": (32,)}),
+        ("multires_mixer", "singlecoil", {"embed_dim": 4}),
+    ],
+)
+def test_test_splits_are_reconstructed_apart(tiny_data, tmp_path, model, challenge, options):
+    """Volumes without a target, each set in a folder of its own, nothing overwritten."""
+    from fastmri_plugin.train import test as reconstruct_split
+    from fastmri_plugin.volumes import read_reconstruction
+
+    common = {
+        "challenge": challenge,
+        "data_path": tiny_data(challenge),
+        "run_dir": tmp_path / "run",
+        "model": model,
+        "accelerator": "cpu",
+        "num_workers": 0,
+        "progress": False,
+    }
+    train(TrainConfig(**common, **options, max_epochs=1))
+    if "lr" in options:
+        saved = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+        assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == options["lr"]
+    out = reconstruct_split(TrainConfig(**common, mode="test"))
+    names = {path.name for path in (tiny_data(challenge) / f"{challenge}_test").glob("*.h5")}
+    assert {path.name for path in (out / model).iterdir()} == names
+    with pytest.raises(InputError, match="exists and is not overwritten"):
+        reconstruct_split(TrainConfig(**common, mode="test"))
+    if model == "img2img_mixer":
+        val = {**common, "mode": "test", "test_split": "val"}
+        at_4x = reconstruct_split(TrainConfig(**val))
+        at_8x = reconstruct_split(TrainConfig(**val, accel=(8,), out_dir=tmp_path / "8x"))
+        name = next((at_4x / model).iterdir()).name
+        scored = tmp_path / "run" / "reconstructions" / "val" / model / name
+        volumes = [read_reconstruction(folder / model / name) for folder in (at_4x, at_8x)]
+        assert (volumes[0] == read_reconstruction(scored)).all()
+        assert (volumes[0] != volumes[1]).any()
+        with pytest.raises(InputError, match="--model: given vit"):
+            reconstruct_split(TrainConfig(**{**val, "model": "vit"}))
 
 
 @pytest.mark.slow
