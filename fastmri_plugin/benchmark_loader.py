@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
-from fastmri_plugin.data import SliceDataset
+from fastmri_plugin.data import SliceDataset, volume_loader
 from fastmri_plugin.headers import Header, write_header
 from fastmri_plugin.transforms import ImageTransform, Sampling
 from fastmri_plugin.volumes import list_volumes
@@ -112,13 +112,13 @@ def measure(config: LoaderBenchmark) -> dict[str, object]:
         difference = largest_difference(theirs, ours)
         loaders = [
             DataLoader(
-                dataset,
+                theirs,
                 batch_size=1,
                 num_workers=1,
                 persistent_workers=True,
                 worker_init_fn=lambda _: torch.set_num_threads(1),
-            )
-            for dataset in (theirs, ours)
+            ),
+            volume_loader(ours, batch_size=1, num_workers=1),
         ]
         for loader in loaders:
             passes(loader)

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import h5py
+import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from fastmri_plugin.volumes import TARGET_KEYS, Challenge, VolumeInfo
 from img2img_recon.errors import InputError
@@ -240,14 +241,49 @@ def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
+def _collate(samples: Sequence[Any]) -> Any:
+    """`default_collate` of named tuples, with arrays where that has tensors.
+
+    A worker hands each tensor over as a shared file of its own, which costs more than sending the
+    bytes of a slice's image through the pipe.
+    """
+    columns = (_column(values) for values in zip(*samples, strict=True))
+    return type(samples[0])(*columns)
+
+
+def _column(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, torch.Tensor):
+        return np.stack([value.numpy() for value in values])
+    if isinstance(first, (int, float, np.number)):
+        return np.asarray(values)
+    return default_collate(list(values))
+
+
+class _SliceLoader(DataLoader):
+    """Turns the arrays of `_collate` into tensors, on page-locked memory where there is a GPU."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        on_gpu = torch.cuda.is_available()
+
+        def tensor(value: Any) -> Any:
+            if not isinstance(value, np.ndarray):
+                return value
+            made = torch.from_numpy(value)
+            return made.pin_memory() if on_gpu else made
+
+        for batch in super().__iter__():
+            yield type(batch)(*map(tensor, batch))
+
+
 def _loader(dataset: SliceDataset, batches: Any, num_workers: int) -> DataLoader:
-    return DataLoader(
+    return _SliceLoader(
         dataset,
         batch_sampler=batches,
         num_workers=num_workers,
         worker_init_fn=_one_thread,
         persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        collate_fn=_collate,
         # Its own generator: Lightning or not, making an iterator must not draw from the network's.
         generator=torch.Generator().manual_seed(0),
     )

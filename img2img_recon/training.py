@@ -340,7 +340,7 @@ def make_trainer(
             enable_model_summary=False,
             log_every_n_steps=10,
         )
-    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+    except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
         given = ", ".join(
             f"--{name} {getattr(options, name)}"
             for name in ("accelerator", "devices", "num_nodes", "strategy", "precision")
