@@ -24,33 +24,17 @@ from fastmri_plugin.config import (
 )
 from fastmri_plugin.data import SliceDataModule, SliceDataset, most_common_size, sample_slices
 from fastmri_plugin.demo_data import demo_folder
-from fastmri_plugin.module import build_module, build_transform, count_parameters, model_options
+from fastmri_plugin.module import build_module, build_transform, model_options
 from fastmri_plugin.volumes import VolumeInfo, list_volumes, split_folder
 from img2img_recon.errors import InputError
-from img2img_recon.progress import Track, bar, silent
+from img2img_recon.execution import Parts, Say, count_parameters, say_nothing, track_of
+from img2img_recon.progress import Track
 from img2img_recon.runs import RunFolder
 from img2img_recon.training import (
-    RunCheckpoints,
     TrainerOptions,
     compile_networks,
     make_trainer,
 )
-
-Say = Callable[[str], None]
-
-
-def say_nothing(message: str) -> None:
-    """Keep what a run has to tell from the terminal."""
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that talks and writes."""
-    return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def track_of(config: TrainConfig) -> Track:
-    """Progress bars in the first process, if wanted."""
-    return bar if config.progress and is_first_process() else silent
 
 
 @dataclass(frozen=True)
@@ -69,7 +53,7 @@ class Setup:
     @property
     def track(self) -> Track:
         """Progress bars, if wanted."""
-        return track_of(self.config)
+        return track_of(self.config.progress)
 
 
 def find_data(config: TrainConfig, say: Say) -> tuple[Path, bool]:
@@ -81,7 +65,7 @@ def find_data(config: TrainConfig, say: Say) -> tuple[Path, bool]:
         "No --data_path and no fastmri_dirs.yaml: using the built-in synthetic data (phantoms, not "
         "patients) and settings fit for a laptop."
     )
-    return demo_folder(config.challenge, track_of(config)), True
+    return demo_folder(config.challenge, track_of(config.progress)), True
 
 
 def prepare(config: TrainConfig, say: Say = say_nothing) -> Setup:
@@ -94,7 +78,7 @@ def prepare(config: TrainConfig, say: Say = say_nothing) -> Setup:
     Raises:
         InputError: data, flags or run folder that cannot be used.
     """
-    track = track_of(config)
+    track = track_of(config.progress)
     data_path, builtin = find_data(config, say)
     if builtin:
         network = LAPTOP_NETWORKS.get(config.model, {})
@@ -125,15 +109,6 @@ def prepare(config: TrainConfig, say: Say = say_nothing) -> Setup:
     content = identity(config, options)
     run = RunFolder(config.run_dir or default_run_dir(config, content))
     return Setup(config, options, train, val, run, content, builtin, say)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What `fit` puts together, built and thereby checked before anything is written."""
-
-    module: MriModule
-    data: SliceDataModule
-    trainer: pl.Trainer
 
 
 def build(setup: Setup) -> Parts:
@@ -187,20 +162,12 @@ def build(setup: Setup) -> Parts:
     return Parts(module, data, make_trainer(setup.run, setup.content, options))
 
 
-def fit(setup: Setup, parts: Parts) -> dict[str, Any]:
-    """Train to the last epoch, from the last checkpoint if there is one; time and size of it."""
-    config, data = setup.config, parts.data
-    resume = setup.run.last_checkpoint if setup.run.last_checkpoint.is_file() else None
-    parameters = count_parameters(parts.module)
-    setup.say(
-        f"{config.model}: {parameters:,} parameters; {len(data.train)} training slices of "
-        f"{len(setup.train)} volumes, {len(data.val)} validation slices of {len(setup.val)}; "
-        f"run folder {setup.run.path}" + ("; resuming" if resume else "")
+def describe(setup: Setup, parts: Parts) -> str:
+    """One line on what is about to be trained."""
+    data = parts.data
+    assert isinstance(data, SliceDataModule)
+    return (
+        f"{setup.config.model}: {count_parameters(parts.module):,} parameters; {len(data.train)} "
+        f"training slices of {len(setup.train)} volumes, {len(data.val)} validation slices of "
+        f"{len(setup.val)}"
     )
-    try:
-        parts.trainer.fit(parts.module, datamodule=data, ckpt_path=resume)
-    except SystemExit:
-        # Lightning ends the program on Ctrl-C; the scripts have their own way and status for it.
-        raise KeyboardInterrupt from None
-    clock = next(c for c in parts.trainer.callbacks if isinstance(c, RunCheckpoints))  # type: ignore[attr-defined]
-    return {"fit_seconds": clock.fit_seconds, "parameters": parameters}

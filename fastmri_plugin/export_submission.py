@@ -69,7 +69,8 @@ def export(
     if out.exists() and not config.overwrite:
         raise InputError(f"--out: {out} exists; give --overwrite to replace it")
     # Lightning and the networks: only an export needs them.
-    from fastmri_plugin.inference import load_reconstructor, pick_device, reconstruct_volumes
+    from fastmri_plugin.inference import load_reconstructor, reconstruct_volumes
+    from img2img_recon.training import pick_device
 
     reconstructor = load_reconstructor(checkpoint)
     if reconstructor.challenge != config.challenge:

@@ -17,8 +17,7 @@ from fastmri_plugin.transforms import Sampling
 from fastmri_plugin.volumes import Challenge, VolumeInfo
 from img2img_recon.errors import InputError
 from img2img_recon.progress import Track, silent
-from img2img_recon.runs import RunFolder
-from img2img_recon.training import load_checkpoint, load_weights
+from img2img_recon.training import load_weights, read_run
 
 
 @dataclass(frozen=True)
@@ -42,33 +41,13 @@ class Reconstructor:
         return self.sampling.mask_of(info)
 
 
-def find_checkpoint(source: Path) -> Path:
-    """The checkpoint that a run folder or a file stands for: a run's best, else its last.
-
-    Raises:
-        InputError: nothing there.
-    """
-    if not source.is_dir():
-        return source
-    run = RunFolder(source)
-    for path in (run.best_checkpoint, run.last_checkpoint):
-        if path.is_file():
-            return path
-    raise InputError(f"{source}: no checkpoint in this folder (looked for checkpoints/best.ckpt)")
-
-
 def load_reconstructor(source: Path) -> Reconstructor:
     """Load a run folder or a checkpoint file of this plugin.
 
     Raises:
         InputError: no checkpoint, not one of this plugin, or weights of another network.
     """
-    path = find_checkpoint(source)
-    checkpoint = load_checkpoint(path)
-    config: dict[str, Any] | None = checkpoint.get("run_config")
-    if not config or config.get("task") != "mri":
-        task = config.get("task") if config else "none"
-        raise InputError(f"{path}: not a checkpoint of fastmri_plugin/train.py (its task: {task})")
+    config, checkpoint, path = read_run(source, ("mri",), "fastmri_plugin/train.py")
     module = build_module(
         config["model"], config["model_options"], config["lr"], config["lr_interval"]
     )
@@ -77,17 +56,6 @@ def load_reconstructor(source: Path) -> Reconstructor:
         config["mask_type"], tuple(config["accelerations"]), tuple(config["center_fractions"])
     )
     return Reconstructor(module.eval(), config["model"], config["challenge"], sampling)
-
-
-def pick_device(accelerator: str) -> torch.device:
-    """`auto` is the GPU where there is one."""
-    if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise InputError(
-            f"--accelerator: given {accelerator}, but torch sees no GPU; allowed here: auto, cpu"
-        )
-    return torch.device("cuda")
 
 
 def reconstruct_volumes(

@@ -20,7 +20,7 @@ from img2img_recon.errors import InputError
 from img2img_recon.losses import ssim_loss
 from img2img_recon.training import one_cycle
 from img2img_recon.wrappers import AnySize, Normalized
-from img2img_recon.zoo import build_model, grid_multiple, list_models, model_config
+from img2img_recon.zoo import build_model, complete_config, list_models
 
 FASTMRI_OPTIONS: dict[str, dict[str, Any]] = {
     "fastmri_unet": {"chans": 32, "num_pool_layers": 4, "drop_prob": 0.0},
@@ -142,18 +142,7 @@ def model_options(name: str, given: Mapping[str, Any], img_size: tuple[int, int]
         return {**allowed, **given}
     if name not in list_models():
         raise InputError(f"--model: given {name}, allowed: {', '.join(list_trainable())}")
-    options = {"in_chans": 1, "out_chans": 1, **given}
-    defaults = model_config(name)
-    if "img_size" in defaults and "img_size" not in options:
-        patch = int(options.get("patch_size", defaults.get("patch_size", 1)))
-        if min(img_size) < patch:
-            raise InputError(
-                f"--patch_size: given {patch}, but the images are {img_size[0]} x {img_size[1]}; "
-                f"allowed: 1 to {min(img_size)}"
-            )
-        multiple = grid_multiple(name, patch)
-        options["img_size"] = [-(-side // multiple) * multiple for side in img_size]
-    return model_config(name, **options)
+    return complete_config(name, {"in_chans": 1, "out_chans": 1, **given}, img_size)
 
 
 def build_module(
@@ -205,8 +194,3 @@ def build_transform(
             raise InputError("--model: fastmri_varnet needs --challenge multicoil")
         return _FiniteKspace(VarNetDataTransform(mask_func, use_seed))
     return ImageTransform(challenge, mask_func, use_seed)
-
-
-def count_parameters(module: pl.LightningModule) -> int:
-    """Trainable parameters."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastmri_plugin import classical
 from fastmri_plugin.experiment import Setup
-from fastmri_plugin.inference import load_reconstructor, pick_device, reconstruct_volumes
+from fastmri_plugin.inference import load_reconstructor, reconstruct_volumes
 from fastmri_plugin.scoring import score_volume, summarise
 from fastmri_plugin.submission import validate_submission, write_submission
 from fastmri_plugin.volumes import (
@@ -21,6 +21,7 @@ from fastmri_plugin.volumes import (
     write_reconstruction,
 )
 from img2img_recon.plots import reconstruction_panel
+from img2img_recon.training import pick_device
 
 SUBMISSION = "submission.zip"
 

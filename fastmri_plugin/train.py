@@ -14,16 +14,8 @@ from rich.console import Console
 
 from fastmri_plugin import classical
 from fastmri_plugin.config import TrainConfig
-from fastmri_plugin.experiment import (
-    Setup,
-    build,
-    find_data,
-    fit,
-    is_first_process,
-    prepare,
-    track_of,
-)
-from fastmri_plugin.inference import load_reconstructor, pick_device, reconstruct_volumes
+from fastmri_plugin.experiment import Setup, build, describe, find_data, prepare
+from fastmri_plugin.inference import load_reconstructor, reconstruct_volumes
 from fastmri_plugin.results import SUBMISSION, export_test_split, score
 from fastmri_plugin.scoring import scores_table
 from fastmri_plugin.volumes import (
@@ -34,14 +26,10 @@ from fastmri_plugin.volumes import (
 )
 from img2img_recon.cli import parse_config, run_script
 from img2img_recon.errors import InputError
-from img2img_recon.files import make_folder_once, write_json
+from img2img_recon.execution import execute, is_first_process, say, track_of
+from img2img_recon.files import make_folder_once
 from img2img_recon.runs import RunFolder
-
-
-def say(message: str) -> None:
-    """Tell the person at the terminal, once for all processes."""
-    if is_first_process():
-        Console(stderr=True, highlight=False).print(message, markup=False, soft_wrap=True)
+from img2img_recon.training import pick_device
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -59,26 +47,20 @@ def train(config: TrainConfig) -> dict[str, Any]:
 def run_prepared(setup: Setup) -> dict[str, Any]:
     """`train`, after the checks."""
     run = setup.run
-    run.claim(setup.content, dry=True)
-    metrics = run.metrics()
-    parts = build(setup) if metrics is None else None
-    if not is_first_process():
-        if parts is not None:
-            fit(setup, parts)
-        return {}
-    with run.locked():
-        run.claim(setup.content)
-        run.remove_leftovers()
-        if parts is not None:
-            fitted = fit(setup, parts)
-            metrics = score(setup) | fitted
-            write_json(run.metrics_file, metrics)
-        else:
-            say(f"{run.path} is finished; its results:")
+
+    def finish() -> None:
         if setup.builtin_data and not (run.path / SUBMISSION).exists():
             export_test_split(setup)
-    assert metrics is not None
-    return metrics
+
+    return execute(
+        run,
+        setup.content,
+        build=lambda: build(setup),
+        describe=lambda parts: describe(setup, parts),
+        score=lambda: score(setup),
+        finish=finish,
+        tell=setup.say,
+    )
 
 
 def test(config: TrainConfig) -> Path:
@@ -104,7 +86,7 @@ def test(config: TrainConfig) -> Path:
             )
     if config.gives_sampling():
         reconstructor = replace(reconstructor, sampling=config.sampling())
-    track, run = track_of(config), RunFolder(config.run_dir)
+    track, run = track_of(config.progress), RunFolder(config.run_dir)
     folder = config.test_path
     if folder is None:
         data_path, _ = find_data(config, say)

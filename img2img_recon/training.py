@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,55 @@ def load_weights(module: nn.Module, checkpoint: Mapping[str, Any], source: Path)
     if problem:
         raise InputError(f"{source}: checkpoint of another network ({problem})")
     module.load_state_dict(given)
+
+
+def find_checkpoint(source: Path) -> Path:
+    """The checkpoint that a run folder or a file stands for: a run's best, else its last.
+
+    Raises:
+        InputError: nothing there.
+    """
+    if not source.is_dir():
+        return source
+    run = RunFolder(source)
+    for path in (run.best_checkpoint, run.last_checkpoint):
+        if path.is_file():
+            return path
+    raise InputError(f"{source}: no checkpoint in this folder (looked for checkpoints/best.ckpt)")
+
+
+def read_run(
+    source: Path, tasks: Collection[str], script: str
+) -> tuple[dict[str, Any], dict[str, Any], Path]:
+    """Configuration, checkpoint and file of a run folder or a checkpoint file.
+
+    Args:
+        source: the folder or the file.
+        tasks: the `task` that its configuration may name.
+        script: what trains such runs, for the error.
+
+    Raises:
+        InputError: no checkpoint, or one of another task.
+    """
+    path = find_checkpoint(source)
+    checkpoint = load_checkpoint(path)
+    config: dict[str, Any] = checkpoint.get("run_config") or {}
+    if config.get("task") not in tasks:
+        raise InputError(
+            f"{path}: not a checkpoint of {script} (its task: {config.get('task', 'none')})"
+        )
+    return config, checkpoint, path
+
+
+def pick_device(accelerator: str) -> torch.device:
+    """`auto` is the GPU where there is one."""
+    if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise InputError(
+            f"--accelerator: given {accelerator}, but torch sees no GPU; allowed here: auto, cpu"
+        )
+    return torch.device("cuda")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

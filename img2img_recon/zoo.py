@@ -182,3 +182,30 @@ def _checked(key: str, value: Any) -> Any:
 def grid_multiple(name: str, patch_size: int) -> int:
     """What H and W of a network's `img_size` must be multiples of: its patch, at its coarsest level."""
     return patch_size * (2 ** (LEVELS - 1) if name == "multires_mixer" else 1)
+
+
+def complete_config(
+    name: str, given: Mapping[str, Any], img_size: tuple[int, int]
+) -> dict[str, Any]:
+    """All constructor arguments for images of one size, as a run stores them.
+
+    Args:
+        name: one of `list_models()`.
+        given: what the user set.
+        img_size: (H, W) of the data's images; what the grid of networks that have one is made for
+            unless `given` says otherwise, rounded up to what their patches divide.
+
+    Raises:
+        InputError: as `model_config`, or a patch larger than the images.
+    """
+    options, defaults = dict(given), model_config(name)
+    if "img_size" in defaults and "img_size" not in options:
+        patch = int(options.get("patch_size", defaults.get("patch_size", 1)))
+        if min(img_size) < patch:
+            raise InputError(
+                f"--patch_size: given {patch}, but the images are {img_size[0]} x {img_size[1]}; "
+                f"allowed: 1 to {min(img_size)}"
+            )
+        multiple = grid_multiple(name, patch)
+        options["img_size"] = [-(-side // multiple) * multiple for side in img_size]
+    return model_config(name, **options)

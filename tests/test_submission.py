@@ -313,7 +313,6 @@ def test_an_export_is_written_and_checked_and_bound_to_its_challenge(
         load_reconstructor=lambda source: SimpleNamespace(
             challenge=trained_for[0], mask_of=stored_mask
         ),
-        pick_device=lambda accelerator: "cpu",
         reconstruct_volumes=lambda reconstructor, infos, **options: (
             (info.name, volumes[info.name] * scale[0]) for info in infos
         ),
