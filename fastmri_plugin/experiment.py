@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from fastmri.pl_modules import MriModule
-from lightning_utilities.core.rank_zero import rank_zero_only
 
 from fastmri_plugin.classical import METHODS
 from fastmri_plugin.config import (

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from fastmri.data.subsample import MaskFunc
 from fastmri.data.transforms import UnetDataTransform, VarNetDataTransform
