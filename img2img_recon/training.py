@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, RichProgressBar, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -153,11 +154,36 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return load_checkpoint(Path(path))
 
 
+class RunStopped(Exception):  # noqa: N818 - not an error: the run gives way and will go on later
+    """The run was asked to stop (see `StopRequest`), has saved its state and can be resumed."""
+
+
+class StopRequest:
+    """Lets a signal handler ask the running training to save and stop at its next safe place.
+
+    Attributes:
+        expected: whether somebody may ask; several processes then agree after every step.
+        made: whether somebody has asked this process.
+    """
+
+    expected = False
+    made = False
+
+    def agreed(self, trainer: pl.Trainer) -> bool:
+        """Whether any process has been asked; all processes get the same answer."""
+        if not self.expected or trainer.world_size == 1:
+            return self.made
+        return trainer.strategy.reduce_boolean_decision(self.made, all=False)
+
+
+STOP_REQUEST = StopRequest()
+
+
 class RunCheckpoints(Callback):
     """Keeps best.ckpt (by a validation metric) and last.ckpt (to resume from).
 
     Both are written when an epoch with its validation is over; last.ckpt also every `every_n_steps`
-    optimiser steps within an epoch.
+    optimiser steps within an epoch, and when the run is asked to stop (then `RunStopped` ends it).
 
     Args:
         run: where to write.
@@ -197,13 +223,13 @@ class RunCheckpoints(Callback):
         """Save within an epoch, on the boundary of an optimiser step."""
         accumulated = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         last_batch = batch_idx + 1 == trainer.num_training_batches
-        if (
-            self.every_n_steps
-            and accumulated
-            and not last_batch
-            and trainer.global_step % self.every_n_steps == 0
-        ):
+        if not accumulated or last_batch:
+            return
+        stop = STOP_REQUEST.agreed(trainer)
+        if stop or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
             trainer.save_checkpoint(self.run.last_checkpoint, weights_only=False)
+        if stop:
+            raise RunStopped(f"{self.run.path}: stopped at step {trainer.global_step}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Save the best, then the last: a run killed between the two repeats the epoch and agrees."""
@@ -215,6 +241,8 @@ class RunCheckpoints(Callback):
                 self.best_score, self.best_epoch = score, trainer.current_epoch
                 trainer.save_checkpoint(self.run.best_checkpoint, weights_only=True)
         trainer.save_checkpoint(self.run.last_checkpoint, weights_only=False)
+        if STOP_REQUEST.agreed(trainer):
+            raise RunStopped(f"{self.run.path}: stopped after epoch {trainer.current_epoch}")
 
     def state_dict(self) -> dict[str, Any]:
         """The best score and the time so far."""
@@ -378,7 +406,7 @@ def make_trainer(
                 TensorBoardLogger(run.path, name="logs", version="tensorboard"),
                 CSVLogger(run.path, name="logs", version=_next_csv(run)),
             ],
-            plugins=[AtomicCheckpointIO(config)],
+            plugins=[AtomicCheckpointIO(config), *_cluster_plugins()],
             callbacks=[*own, *callbacks],
             default_root_dir=run.path,
             # Our samplers know the processes; a second sampler on top would tear volumes apart.
@@ -396,6 +424,11 @@ def make_trainer(
         )
         reason = " ".join(str(error).split())
         raise InputError(f"Lightning refuses {given}: {reason}") from None
+
+
+def _cluster_plugins() -> list[SLURMEnvironment]:
+    """Under SLURM, Lightning's place in it without Lightning's own requeueing: the job sees to that."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 def _next_csv(run: RunFolder) -> str:
