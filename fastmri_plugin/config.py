@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +11,10 @@ import yaml
 
 from fastmri_plugin.classical import Method
 from fastmri_plugin.transforms import Sampling, usual_center_fraction
+from img2img_recon import flags
 from img2img_recon.cli import flag
 from img2img_recon.errors import InputError
+from img2img_recon.flags import TrainingFlags
 from img2img_recon.runs import config_hash
 
 DIRS_FILE = Path("fastmri_dirs.yaml")
@@ -54,39 +56,15 @@ LAPTOP_NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 # What may change between a run and its continuation.
-NOT_IDENTITY = (
-    "accelerator",
-    "checkpoint_every_n_steps",
-    "mode",
-    "num_workers",
-    "out_dir",
-    "progress",
-    "run_dir",
-    "test_path",
-    "test_split",
-)
+NOT_IDENTITY = (*flags.NOT_IDENTITY, "mode", "out_dir", "test_path", "test_split")
 
 FASTMRI_MODELS = ("fastmri_unet", "fastmri_varnet")
 
-OPTION_FLAGS = (
-    "img_size",
-    "patch_size",
-    "embed_dim",
-    "depth",
-    "mlp_ratio",
-    "num_heads",
-    "chans",
-    "num_pool_layers",
-    "drop_prob",
-    "num_cascades",
-    "pools",
-    "sens_chans",
-    "sens_pools",
-)
+VARNET_OPTIONS = ("num_cascades", "pools", "sens_chans", "sens_pools")
 
 
-@dataclass(frozen=True)
-class TrainConfig:
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(TrainingFlags):
     """Train a reconstruction network on fastMRI volumes, score it and export what it reconstructs."""
 
     challenge: Literal["singlecoil", "multicoil"] = flag(help="which fastMRI challenge")
@@ -108,10 +86,6 @@ class TrainConfig:
     mode: Literal["train", "test"] = flag(
         "train", help="train and score, or reconstruct a test split with a trained run"
     )
-    run_dir: Path | None = flag(
-        None, help="the run's folder; default: runs/, named by what is trained"
-    )
-    model: str = flag("img2img_mixer", help="network; an unknown name lists them all")
     mask_type: str | None = flag(None, help="fastMRI's mask type; default: random")
     accelerations: tuple[int, ...] | None = flag(None, help="as --accel, fastMRI's name")
     center_fractions: tuple[float, ...] | None = flag(
@@ -120,53 +94,21 @@ class TrainConfig:
     )
     sample_rate: float | None = flag(None, help="share of the training slices, (0, 1]")
     volume_sample_rate: float | None = flag(None, help="share of the training volumes, (0, 1]")
-    batch_size: int | None = flag(None, help="slices per batch (of one size)")
-    num_workers: int | None = flag(None, help="loader processes")
-    seed: int = flag(42, help="seeds weights, order and masks")
-    img_size: tuple[int, ...] | None = flag(
-        None,
-        help="the network's grid, one number or H W; default: the data's most common image size",
-    )
-    patch_size: int | None = flag(None, help="side of a patch")
-    embed_dim: int | None = flag(None, help="channels")
-    depth: int | None = flag(None, help="layers")
-    mlp_ratio: int | None = flag(None, help="hidden width of an MLP over its input")
-    num_heads: int | None = flag(None, help="attention heads (vit)")
-    chans: int | None = flag(None, help="first level's channels (U-Nets, varnet)")
-    num_pool_layers: int | None = flag(None, help="pooling levels (U-Nets)")
-    drop_prob: float | None = flag(None, help="dropout (U-Nets)")
     num_cascades: int | None = flag(None, help="cascades (varnet)")
     pools: int | None = flag(None, help="pooling levels (varnet)")
     sens_chans: int | None = flag(None, help="channels of the coil-map network (varnet)")
     sens_pools: int | None = flag(None, help="pooling levels of the coil-map network (varnet)")
-    max_epochs: int | None = flag(None, help="epochs")
-    lr: float | None = flag(None, help="highest learning rate")
     lr_interval: Literal["epoch", "step"] | None = flag(
         None, help="when the one-cycle schedule steps"
-    )
-    gradient_clip_val: float | None = flag(None, help="clip the gradient to this norm; 0 for none")
-    gradient_clip_norm_type: float | None = flag(None, help="1 clips the L1 norm, 2 the L2 norm")
-    accumulate_grad_batches: int = flag(1, help="batches per optimiser step")
-    precision: str = flag(
-        "32-true", help="Lightning's precision: 32-true, bf16-mixed, 16-mixed ..."
-    )
-    compile: bool = flag(False, help="compile the network")
-    accelerator: str = flag("auto", help="Lightning's accelerator: auto, cpu, gpu")
-    devices: str = flag("auto", help="Lightning's devices: auto, a number, or indices as 0,1")
-    num_nodes: int = flag(1, help="machines")
-    strategy: str = flag("auto", help="Lightning's strategy: auto, ddp, fsdp ...")
-    check_val_every_n_epoch: int = flag(1, help="epochs between validations")
-    checkpoint_every_n_steps: int = flag(
-        1000, help="optimiser steps between checkpoints within an epoch; 0 for none"
     )
     baselines: tuple[Method, ...] | None = flag(
         None,
         help="classical methods to score beside: zero_filled tv l1_wavelet; "
         "default: all on the built-in data, zero_filled elsewhere",
     )
-    progress: bool = flag(True, help="progress bars")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("sample_rate", "volume_sample_rate"):
             rate = getattr(self, name)
             if rate is not None and not 0 < rate <= 1:
@@ -175,27 +117,6 @@ class TrainConfig:
             raise InputError(
                 "--sample_rate and --volume_sample_rate: only one of the two can be given"
             )
-        for name in (
-            "batch_size",
-            "max_epochs",
-            "accumulate_grad_batches",
-            "num_nodes",
-            "check_val_every_n_epoch",
-        ):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise InputError(f"--{name}: given {number}, allowed: 1 or more")
-        for name in ("num_workers", "checkpoint_every_n_steps", "gradient_clip_val", "seed"):
-            number = getattr(self, name)
-            if number is not None and number < 0:
-                raise InputError(f"--{name}: given {number}, allowed: 0 or more")
-        if self.lr is not None and not self.lr > 0:
-            raise InputError(f"--lr: given {self.lr:g}, allowed: above 0")
-        if self.img_size is not None and (
-            len(self.img_size) > 2 or any(side < 1 for side in self.img_size)
-        ):
-            given = " ".join(map(str, self.img_size))
-            raise InputError(f"--img_size: given {given}, allowed: one or two numbers of 1 or more")
         self.sampling()
 
     def sampling(self) -> Sampling:
@@ -222,14 +143,10 @@ class TrainConfig:
         flags = (self.mask_type, self.accel, self.accelerations, self.center_fractions)
         return any(given is not None for given in flags)
 
-    def given_options(self) -> dict[str, Any]:
-        """The network's options that were given as flags."""
-        options = {name: getattr(self, name) for name in OPTION_FLAGS}
-        return {
-            name: value[0] if isinstance(value, tuple) and len(value) == 1 else value
-            for name, value in options.items()
-            if value is not None
-        }
+    @classmethod
+    def option_flags(cls) -> tuple[str, ...]:
+        """Names of the flags that are a model's constructor arguments."""
+        return (*super().option_flags(), *VARNET_OPTIONS)
 
     def with_recipe(self, recipe: Mapping[str, Any]) -> TrainConfig:
         """This configuration with the recipe's value for every flag that was not given.
@@ -240,19 +157,7 @@ class TrainConfig:
             InputError: values that do not go together.
         """
         theirs = ("lr", "lr_interval") if self.model in FASTMRI_MODELS else ()
-        config = replace(
-            self,
-            **{
-                key: value
-                for key, value in recipe.items()
-                if getattr(self, key) is None and key not in theirs
-            },
-        )
-        if config.max_epochs is not None and config.check_val_every_n_epoch > config.max_epochs:
-            raise InputError(
-                f"--check_val_every_n_epoch: given {config.check_val_every_n_epoch}, "
-                f"allowed: 1 to {config.max_epochs}, the number of epochs"
-            )
+        config = self.filled(recipe, theirs)
         if config.model == "fastmri_varnet" and (config.batch_size or 1) > 1:
             raise InputError(
                 f"--batch_size: given {config.batch_size}, allowed: 1 (fastmri_varnet takes one slice)"
@@ -302,7 +207,7 @@ def identity(config: TrainConfig, model_options: Mapping[str, Any]) -> dict[str,
     """What makes a run the run it is, as stored in its folder and its checkpoints."""
     content = asdict(config)
     sampling = config.sampling()
-    for name in (*NOT_IDENTITY, *OPTION_FLAGS, "accel", "anatomy"):
+    for name in (*NOT_IDENTITY, *config.option_flags(), "accel", "anatomy"):
         del content[name]
     content |= {
         "task": "mri",

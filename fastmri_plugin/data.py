@@ -10,7 +10,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
@@ -20,16 +20,16 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from fastmri_plugin.volumes import TARGET_KEYS, Challenge, VolumeInfo
 from img2img_recon.errors import InputError
+from img2img_recon.sampling import (
+    SampleKey,
+    ShuffledBatches,
+    WholeGroups,
+    batches_seen,
+    one_thread,
+)
 from img2img_recon.training import seed_of
 
 MAX_OPEN_FILES = 8
-
-
-class SliceKey(NamedTuple):
-    """Which slice, and in which epoch; the epoch seeds what is random about it."""
-
-    number: int
-    epoch: int
 
 
 class _OpenVolume:
@@ -90,7 +90,7 @@ class SliceDataset(Dataset):
         self._open[number] = _OpenVolume(self.volumes[number], self.target_key)
         return self._open[number]
 
-    def __getitem__(self, key: int | SliceKey) -> Any:
+    def __getitem__(self, key: int | SampleKey) -> Any:
         index, epoch = key if isinstance(key, tuple) else (key, 0)
         number, slice_num = self.slices[index]
         info = self.volumes[number]
@@ -140,105 +140,26 @@ def sample_slices(
     return pairs
 
 
-class _EpochHolder:
-    """What Lightning tells the epoch to."""
-
-    epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-
-class TrainBatches:
-    """Batches of slices of one shape, shuffled anew each epoch, split evenly over the processes.
-
-    Args:
-        dataset: whose slices to draw.
-        batch_size: slices per batch; the last one of each shape may be smaller.
-        seed: with the epoch, seeds the order.
-        rank: this process.
-        world_size: processes; each gets equally many batches (a few are given twice if need be).
-        skip: batches of the first epoch that a resumed run has already seen.
-    """
-
-    def __init__(
-        self,
-        dataset: SliceDataset,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        skip: int = 0,
-    ) -> None:
-        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
-        self.skip = skip
-        self.sampler = _EpochHolder()
-        self.groups: dict[tuple, list[int]] = {}
-        for index, (number, _) in enumerate(dataset.slices):
-            info = dataset.volumes[number]
-            shape = (
-                info.kspace_shape[1:],
-                info.image_size,
-                info.target_shape and info.target_shape[1:],
-            )
-            self.groups.setdefault(shape, []).append(index)
-
-    def __len__(self) -> int:
-        total = sum(-(-len(group) // self.batch_size) for group in self.groups.values())
-        return -(-total // self.world_size)
-
-    def __iter__(self) -> Iterator[list[SliceKey]]:
-        epoch = self.sampler.epoch
-        draw = random.Random(seed_of("order", self.seed, epoch))
-        batches = []
-        for group in self.groups.values():
-            order = draw.sample(group, len(group))
-            batches += [
-                order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)
-            ]
-        draw.shuffle(batches)
-        wanted = len(self) * self.world_size
-        batches += [batches[i % len(batches)] for i in range(wanted - len(batches))]
-        skip, self.skip = self.skip, 0
-        for batch in batches[self.rank :: self.world_size][skip:]:
-            yield [SliceKey(index, epoch) for index in batch]
+def slices_by_shape(dataset: SliceDataset) -> list[list[int]]:
+    """Numbers of slices that can share a batch: of one k-space, image and target shape."""
+    groups: dict[tuple, list[int]] = {}
+    for index, (number, _) in enumerate(dataset.slices):
+        info = dataset.volumes[number]
+        shape = (
+            info.kspace_shape[1:],
+            info.image_size,
+            info.target_shape and info.target_shape[1:],
+        )
+        groups.setdefault(shape, []).append(index)
+    return list(groups.values())
 
 
-class VolumeBatches:
-    """Batches of consecutive slices of one volume; whole volumes are dealt out to the processes.
-
-    The largest volumes are dealt first, each to the process with the fewest slices so far. Nothing is
-    given twice, so scores over all processes are those of one process.
-    """
-
-    def __init__(
-        self, dataset: SliceDataset, batch_size: int, rank: int = 0, world_size: int = 1
-    ) -> None:
-        volumes: dict[int, list[int]] = {}
-        for index, (number, _) in enumerate(dataset.slices):
-            volumes.setdefault(number, []).append(index)
-        loads = [0] * world_size
-        own: list[int] = []
-        for number in sorted(volumes, key=lambda v: -len(volumes[v])):
-            process = loads.index(min(loads))
-            loads[process] += len(volumes[number])
-            if process == rank:
-                own.append(number)
-        self.batches = [
-            volumes[number][i : i + batch_size]
-            for number in sorted(own)
-            for i in range(0, len(volumes[number]), batch_size)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
+def slices_by_volume(dataset: SliceDataset) -> list[list[int]]:
+    """Numbers of each volume's slices, in order."""
+    volumes: dict[int, list[int]] = {}
+    for index, (number, _) in enumerate(dataset.slices):
+        volumes.setdefault(number, []).append(index)
+    return list(volumes.values())
 
 
 def _collate(samples: Sequence[Any]) -> Any:
@@ -281,7 +202,7 @@ def _loader(dataset: SliceDataset, batches: Any, num_workers: int) -> DataLoader
         dataset,
         batch_sampler=batches,
         num_workers=num_workers,
-        worker_init_fn=_one_thread,
+        worker_init_fn=one_thread,
         persistent_workers=num_workers > 0,
         collate_fn=_collate,
         # Its own generator: Lightning or not, making an iterator must not draw from the network's.
@@ -291,7 +212,7 @@ def _loader(dataset: SliceDataset, batches: Any, num_workers: int) -> DataLoader
 
 def volume_loader(dataset: SliceDataset, batch_size: int, num_workers: int) -> DataLoader:
     """Every slice once, volume by volume, in order."""
-    return _loader(dataset, VolumeBatches(dataset, batch_size), num_workers)
+    return _loader(dataset, WholeGroups(slices_by_volume(dataset), batch_size), num_workers)
 
 
 @dataclass
@@ -312,16 +233,23 @@ class SliceDataModule(pl.LightningDataModule):
     def batches_per_epoch(self) -> int:
         """Training batches that each process sees in an epoch."""
         assert self.trainer is not None
-        return len(TrainBatches(self.train, self.batch_size, self.seed, 0, self.trainer.world_size))
+        return len(
+            ShuffledBatches(
+                slices_by_shape(self.train), self.batch_size, self.seed, 0, self.trainer.world_size
+            )
+        )
 
     def train_dataloader(self) -> DataLoader:
         """Batches from where the run was interrupted, or from the epoch's start."""
         trainer = self.trainer
         assert trainer is not None
-        progress = trainer.fit_loop.epoch_loop.batch_progress.current
-        skip = progress.ready if trainer.fit_loop.restarting else 0
-        batches = TrainBatches(
-            self.train, self.batch_size, self.seed, trainer.global_rank, trainer.world_size, skip
+        batches = ShuffledBatches(
+            slices_by_shape(self.train),
+            self.batch_size,
+            self.seed,
+            trainer.global_rank,
+            trainer.world_size,
+            batches_seen(trainer),
         )
         return _loader(self.train, batches, self.num_workers)
 
@@ -329,7 +257,9 @@ class SliceDataModule(pl.LightningDataModule):
         """Whole volumes; in a list, where fastMRI's modules look for it."""
         trainer = self.trainer
         assert trainer is not None
-        batches = VolumeBatches(self.val, self.batch_size, trainer.global_rank, trainer.world_size)
+        batches = WholeGroups(
+            slices_by_volume(self.val), self.batch_size, trainer.global_rank, trainer.world_size
+        )
         return [_loader(self.val, batches, self.num_workers)]
 
 

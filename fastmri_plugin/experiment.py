@@ -28,7 +28,6 @@ from img2img_recon.execution import Parts, Say, count_parameters, say_nothing, t
 from img2img_recon.progress import Track
 from img2img_recon.runs import RunFolder
 from img2img_recon.training import (
-    TrainerOptions,
     compile_networks,
     make_trainer,
 )
@@ -139,23 +138,7 @@ def build(setup: Setup) -> Parts:
         num_workers=config.num_workers or 0,
         seed=config.seed,
     )
-    options = TrainerOptions(
-        max_epochs=config.max_epochs or 1,
-        precision=config.precision,
-        accelerator=config.accelerator,
-        devices=config.devices,
-        num_nodes=config.num_nodes,
-        strategy=config.strategy,
-        accumulate_grad_batches=config.accumulate_grad_batches,
-        gradient_clip_val=config.gradient_clip_val or 0.0,
-        gradient_clip_norm_type=config.gradient_clip_norm_type or 2.0,
-        checkpoint_every_n_steps=config.checkpoint_every_n_steps,
-        check_val_every_n_epoch=config.check_val_every_n_epoch,
-        seed=config.seed,
-        monitor="val_metrics/ssim",
-        monitor_mode="max",
-        progress=config.progress,
-    )
+    options = config.trainer_options("val_metrics/ssim", "max")
     return Parts(module, data, make_trainer(setup.run, setup.content, options))
 
 

@@ -19,16 +19,17 @@ from hypothesis import strategies as st
 
 from fastmri_plugin.data import (
     SliceDataset,
-    TrainBatches,
-    VolumeBatches,
     most_common_size,
     sample_slices,
+    slices_by_shape,
+    slices_by_volume,
     volume_loader,
 )
 from fastmri_plugin.headers import Header, write_header
 from fastmri_plugin.transforms import ImageTransform, Sampling
 from fastmri_plugin.volumes import VolumeInfo, crop_size, list_volumes
 from img2img_recon.errors import InputError
+from img2img_recon.sampling import ShuffledBatches, WholeGroups
 
 
 def volume(name: str, slices: int, shape: tuple[int, int] = (64, 40), size: int = 32) -> VolumeInfo:
@@ -64,7 +65,9 @@ def test_training_batches(volumes, batch_size, world_size, epoch):
     seen: Counter[int] = Counter()
     lengths = set()
     for rank in range(world_size):
-        batches = TrainBatches(data, batch_size, seed=1, rank=rank, world_size=world_size)
+        batches = ShuffledBatches(
+            slices_by_shape(data), batch_size, seed=1, rank=rank, world_size=world_size
+        )
         batches.sampler.set_epoch(epoch)
         drawn = list(batches)
         assert len(drawn) == len(batches)
@@ -76,7 +79,7 @@ def test_training_batches(volumes, batch_size, world_size, epoch):
             assert {key.epoch for key in batch} == {epoch}
             seen.update(key.number for key in batch)
         for skip in (0, 1, len(drawn)):
-            resumed = TrainBatches(data, batch_size, 1, rank, world_size, skip)
+            resumed = ShuffledBatches(slices_by_shape(data), batch_size, 1, rank, world_size, skip)
             resumed.sampler.set_epoch(epoch)
             assert list(resumed) == drawn[skip:]
             assert list(resumed) == drawn, "only the first epoch is cut short"
@@ -93,7 +96,7 @@ def test_validation_batches_deal_whole_volumes_once(volumes, batch_size, world_s
     owner: dict[int, int] = {}
     seen = []
     for rank in range(world_size):
-        for batch in VolumeBatches(data, batch_size, rank, world_size):
+        for batch in WholeGroups(slices_by_volume(data), batch_size, rank, world_size):
             (number,) = {data.slices[index][0] for index in batch}
             assert owner.setdefault(number, rank) == rank
             seen += batch
@@ -104,7 +107,7 @@ def test_order_changes_with_epoch_and_seed():
     data = dataset([volume("a", 30)])
 
     def order(seed: int, epoch: int) -> list[int]:
-        batches = TrainBatches(data, 1, seed)
+        batches = ShuffledBatches(slices_by_shape(data), 1, seed)
         batches.sampler.set_epoch(epoch)
         return [batch[0].number for batch in batches]
 
