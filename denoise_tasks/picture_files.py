@@ -121,8 +121,10 @@ def picture_header(path: Path) -> Header:
     path = Path(path)
     with _naming(path), _open(path) as image:
         layout = _layout(image)
-        height, width = image.height, image.width
-        if image.format != "TIFF" and _orientation(image, path) >= 5:  # TIFF: Pillow has turned it
+        tags = getattr(image, "tag_v2", None)
+        # Pillow's size of a TIFF file is that after turning, but not if XMP alone says to turn.
+        width, height = (tags[256], tags[257]) if tags is not None else image.size
+        if _orientation(image, path) >= 5:
             height, width = width, height
         return Header(height, width, layout.channels, layout.bits, layout.alpha)
 
@@ -266,7 +268,8 @@ def _naming(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except Image.UnidentifiedImageError:
         raise InputError(
-            f"{path}: not a picture that can be read (PNG, JPEG, TIFF, WebP, BMP)"
+            f"{path}: not a picture that is read here; allowed: PNG, JPEG, TIFF, WebP or BMP, "
+            "8 or 16 bits, grey or RGB"
         ) from None
     except Exception as error:
         # Pillow reports a broken file in a dozen ways: OSError, SyntaxError, ValueError, zlib.error ...
@@ -310,7 +313,11 @@ def _layout(image: ImageFile.ImageFile) -> _Layout:
     mode, rawmode = image.mode, _rawmode(image)
     keyed = "transparency" in image.info
     sixteen = mode.startswith("I") or ";16" in rawmode
-    if sixteen:
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(284) == 2 and max(tags.get(258, (8,))) > 8 and mode != "I;16":
+        # Pillow takes the bytes of the first plane for those of all, without a word.
+        rawmode = "16-bit planes one after the other"
+    elif sixteen:
         base = rawmode.split(";")[0]
         known = {"I": (1, keyed), "LA": (1, True), "RGB": (3, keyed)}
         known |= {"RGBX": (3, keyed), "RGBA": (3, True), "RGBa": (3, True)}
@@ -323,7 +330,7 @@ def _layout(image: ImageFile.ImageFile) -> _Layout:
     elif mode in ("RGB", "RGBX", "YCbCr", "RGBA", "RGBa"):
         return _Layout(3, 8, keyed or mode in ("RGBA", "RGBa"), rawmode)
     raise InputError(
-        f"{getattr(image, 'filename', '')}: samples of kind {rawmode}, "
+        f"{getattr(image, 'filename', '')}: samples stored as {rawmode}, "
         "allowed: 8- or 16-bit grey or RGB, with or without alpha"
     )
 
