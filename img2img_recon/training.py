@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import sys
 import time
 import warnings
@@ -164,10 +165,14 @@ class StopRequest:
     Attributes:
         expected: whether somebody may ask; several processes then agree after every step.
         made: whether somebody has asked this process.
+        handlers: of the signals by which it is asked; Lightning puts its own in their place when training
+            starts, of which the one for SIGTERM lets processes wait for each other for ever.
     """
 
-    expected = False
-    made = False
+    def __init__(self) -> None:
+        self.expected = False
+        self.made = False
+        self.handlers: dict[int, Any] = {}
 
     def agreed(self, trainer: pl.Trainer) -> bool:
         """Whether any process has been asked; all processes get the same answer."""
@@ -211,6 +216,8 @@ class RunCheckpoints(Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Start the clock."""
         self.started = time.perf_counter()
+        for number, handler in STOP_REQUEST.handlers.items():
+            signal.signal(number, handler)
 
     def on_train_batch_end(
         self,
