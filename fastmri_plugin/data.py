@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from fastmri_plugin.volumes import TARGET_KEYS, Challenge, VolumeInfo
 from img2img_recon.errors import InputError
-from img2img_recon.sampling import (
+from img2img_recon.loading import (
+    ArrayLoader,
     SampleKey,
     ShuffledBatches,
     WholeGroups,
@@ -181,24 +182,8 @@ def _column(values: Sequence[Any]) -> Any:
     return default_collate(list(values))
 
 
-class _SliceLoader(DataLoader):
-    """Turns the arrays of `_collate` into tensors, on page-locked memory where there is a GPU."""
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        on_gpu = torch.cuda.is_available()
-
-        def tensor(value: Any) -> Any:
-            if not isinstance(value, np.ndarray):
-                return value
-            made = torch.from_numpy(value)
-            return made.pin_memory() if on_gpu else made
-
-        for batch in super().__iter__():
-            yield type(batch)(*map(tensor, batch))
-
-
 def _loader(dataset: SliceDataset, batches: Any, num_workers: int) -> DataLoader:
-    return _SliceLoader(
+    return ArrayLoader(
         dataset,
         batch_sampler=batches,
         num_workers=num_workers,

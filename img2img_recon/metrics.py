@@ -1,6 +1,6 @@
-"""Scores of a reconstructed volume, those of `fastmri.evaluate`, with an explicit data range.
+"""Scores with an explicit data range: of volumes those of `fastmri.evaluate`, of photographs PSNR and SSIM.
 
-Volumes are (slices, H, W), real. `data_range` is always an argument: fastMRI's convention is the
+Volumes are (slices, H, W), real; photographs (H, W, C). `data_range` is always an argument: fastMRI's convention is the
 maximum of the target volume, and the caller says so with `data_range=target.max()`.
 """
 
@@ -102,4 +102,59 @@ def volume_scores(target: Volume, prediction: Volume, *, data_range: float) -> d
         "nmse": nmse(target, prediction),
         "psnr": psnr(target, prediction, data_range=data_range),
         "ssim": ssim(target, prediction, data_range=data_range),
+    }
+
+
+def image_psnr(clean: Volume, estimate: Volume, *, data_range: float) -> float:
+    """Peak signal-to-noise ratio of one image over all of its channels, in dB.
+
+    Args:
+        clean: the reference, (H, W, C).
+        estimate: same shape and units.
+        data_range: span of the values.
+
+    Raises:
+        InputError: the images do not fit together, or `data_range` is not positive.
+    """
+    return psnr(clean, estimate, data_range=data_range)
+
+
+def image_ssim(clean: Volume, estimate: Volume, *, data_range: float) -> float:
+    """Structural similarity of one image as Wang et al. (2004) define it, averaged over channels.
+
+    scikit-image with `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`: an 11 x 11 Gaussian
+    window.
+
+    Args:
+        clean: the reference, (H, W, C).
+        estimate: same shape and units.
+        data_range: span of the values.
+
+    Raises:
+        InputError: the images do not fit together, a side is below 11, or `data_range` is not positive.
+    """
+    from skimage.metrics import structural_similarity
+
+    _check_volumes(clean, estimate)
+    _check_range(data_range)
+    if min(clean.shape[:2]) < 11:
+        raise InputError(f"the image has shape {clean.shape}; SSIM needs at least 11 x 11")
+    return float(
+        structural_similarity(
+            clean.astype(np.float64),
+            estimate.astype(np.float64),
+            data_range=data_range,
+            channel_axis=-1,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+    )
+
+
+def image_scores(clean: Volume, estimate: Volume, *, data_range: float) -> dict[str, float]:
+    """`psnr` and `ssim` of one image (H, W, C); see `image_psnr` and `image_ssim`."""
+    return {
+        "psnr": image_psnr(clean, estimate, data_range=data_range),
+        "ssim": image_ssim(clean, estimate, data_range=data_range),
     }

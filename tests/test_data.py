@@ -29,7 +29,7 @@ from fastmri_plugin.headers import Header, write_header
 from fastmri_plugin.transforms import ImageTransform, Sampling
 from fastmri_plugin.volumes import VolumeInfo, crop_size, list_volumes
 from img2img_recon.errors import InputError
-from img2img_recon.sampling import ShuffledBatches, WholeGroups
+from img2img_recon.loading import ShuffledBatches, WholeGroups
 
 
 def volume(name: str, slices: int, shape: tuple[int, int] = (64, 40), size: int = 32) -> VolumeInfo:

@@ -1,0 +1,281 @@
+"""One denoising run: look everything up and check it, build what is trained, score it afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from denoise_tasks.config import (
+    LAPTOP_NETWORKS,
+    LAPTOP_RECIPE,
+    PAPER_RECIPES,
+    SIDD_CENTRE,
+    SIDD_VAL_SCENES,
+    TrainConfig,
+    default_run_dir,
+    identity,
+)
+from denoise_tasks.data import (
+    DenoisingData,
+    EvalImages,
+    TrainCrops,
+    Window,
+    grid_windows,
+    whole_windows,
+)
+from denoise_tasks.images import (
+    PixelStore,
+    Source,
+    builtin_sources,
+    list_sources,
+    open_store,
+    split_groups,
+    subset,
+)
+from denoise_tasks.inference import build_module, load_denoiser
+from denoise_tasks.noise import PAPER_CROP, finish
+from denoise_tasks.panels import denoising_panel
+from denoise_tasks.sidd import Pair, list_pairs, list_sidd, split_scenes
+from img2img_recon.errors import InputError
+from img2img_recon.execution import Parts, Say, count_parameters, say_nothing, track_of
+from img2img_recon.metrics import image_scores
+from img2img_recon.progress import Track
+from img2img_recon.runs import RunFolder
+from img2img_recon.training import compile_networks, make_trainer, pick_device, seed_of
+from img2img_recon.zoo import complete_config, list_models
+
+PANELS = 8
+MIN_SCORED = 11  # side of SSIM's window
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run with everything looked up and checked, before anything is trained."""
+
+    config: TrainConfig
+    options: dict[str, Any]
+    train: TrainCrops
+    val: EvalImages
+    run: RunFolder
+    content: dict[str, Any]
+    say: Say
+
+    @property
+    def track(self) -> Track:
+        """Progress bars, if wanted."""
+        return track_of(self.config.progress)
+
+
+def prepare(config: TrainConfig, say: Say = say_nothing) -> Setup:
+    """Find and decode the data and settle every open setting.
+
+    Args:
+        config: what was asked for.
+        say: takes the messages for the person at the terminal.
+
+    Raises:
+        InputError: data, flags or run folder that cannot be used.
+    """
+    if config.model not in list_models():
+        raise InputError(f"--model: given {config.model}, allowed: {', '.join(list_models())}")
+    if config.task == "gaussian" and config.data_path is None:
+        say(
+            "No --data_path: using the photographs that come with scikit-image, split by picture, and "
+            "settings fit for a laptop."
+        )
+        config = config.with_recipe({**LAPTOP_RECIPE, **LAPTOP_NETWORKS.get(config.model, {})})
+    else:
+        config = config.with_recipe(PAPER_RECIPES[config.task])
+    config = replace(config, protocol=config.protocol or "standard")
+    crop = config.crop_size or PAPER_CROP
+    given = {"in_chans": config.channels, "out_chans": config.channels, **config.given_options()}
+    options = complete_config(config.model, given, (crop, crop))
+    train, val = (_gaussian if config.task == "gaussian" else _pairs)(config, crop, say)
+    content = identity(config, options)
+    run = RunFolder(config.run_dir or default_run_dir(config, content))
+    return Setup(config, options, train, val, run, content, say)
+
+
+def _gaussian(config: TrainConfig, crop: int, say: Say) -> tuple[TrainCrops, EvalImages]:
+    if config.data_path is None:
+        train, val = builtin_sources()
+        root = train[0].path.parent
+    else:
+        root = config.data_path
+        train, val = split_groups(list_sources(root), config.val_share, config.seed)
+    val_count = None if config.val_images is None else min(config.val_images, len(val))
+    train = subset(train, config.train_images, root, config.seed, "--train_images")
+    val = subset(val, val_count, root, config.seed, "--val_images")
+    paper = config.protocol == "paper"
+
+    def store(sources: Sequence[Source], centre_size: int | None) -> PixelStore:
+        return open_store(
+            [source.path for source in sources],
+            root=root,
+            channels=config.channels,
+            centre_size=centre_size,
+            on_broken=lambda message: say(f"skipped: {message}"),
+            track=track_of(config.progress),
+        )
+
+    clean = store(train, PAPER_CROP if paper else None)
+    windows = _large_enough(config, clean, whole_windows(clean, config.crops_per_image or 1), crop)
+    # Validated on centres under both protocols: whole photographs would take longer than training does.
+    held = store(val, PAPER_CROP)
+    return (
+        TrainCrops(
+            clean,
+            windows,
+            crop,
+            config.seed,
+            divide_by_max=paper,
+            augment=bool(config.augment),
+            fixed=config.fixed_noise,
+        ),
+        EvalImages(
+            held,
+            _large_enough(config, held, whole_windows(held), MIN_SCORED),
+            protocol=config.protocol or "standard",
+            sigma=config.sigma,
+            seed=config.seed,
+        ),
+    )
+
+
+def _pairs(config: TrainConfig, crop: int, say: Say) -> tuple[TrainCrops, EvalImages]:
+    folder = config.pairs or config.data_path
+    assert folder is not None
+    pairs = list_pairs(folder) if config.pairs else list_sidd(folder)
+    scenes = config.val_scenes or (SIDD_VAL_SCENES if config.pairs is None else None)
+    if scenes is None:
+        by_scene = [Source(pair.noisy, pair.scene) for pair in pairs]
+        _, held = split_groups(by_scene, config.val_share, config.seed)
+        scenes = tuple(sorted({source.group for source in held}))
+    train, val = split_scenes(pairs, scenes)
+    sources = [Source(pair.noisy, pair.scene) for pair in train]
+    kept = {
+        s.path for s in subset(sources, config.train_images, folder, config.seed, "--train_images")
+    }
+    train = [pair for pair in train if pair.noisy in kept]
+    if not config.progress:
+        say(f"validating on scenes {', '.join(scenes)}")
+
+    def stores(chosen: Sequence[Pair]) -> tuple[PixelStore, PixelStore]:
+        clean, noisy = (
+            open_store(
+                paths,
+                root=folder,
+                channels=config.channels,
+                centre_size=SIDD_CENTRE,
+                skip_broken=False,
+                track=track_of(config.progress),
+            )
+            for paths in ([pair.clean for pair in chosen], [pair.noisy for pair in chosen])
+        )
+        return clean, noisy
+
+    clean, noisy = stores(train)
+    windows = grid_windows(clean, crop)
+    if not windows:
+        smallest = min(min(shape[:2]) for shape in clean.shapes)
+        raise InputError(f"--crop_size: given {crop}, allowed: 1 to {smallest}, the pictures' side")
+    val_clean, val_noisy = stores(val)
+    val_windows = grid_windows(val_clean, max(crop, PAPER_CROP)) or grid_windows(val_clean, crop)
+    if config.val_images is not None and len(val_windows) > config.val_images:
+        val_windows = sorted(
+            sorted(val_windows, key=lambda w: seed_of("val", config.seed, *w))[: config.val_images]
+        )
+    return (
+        TrainCrops(clean, windows, crop, config.seed, noisy=noisy, augment=bool(config.augment)),
+        EvalImages(val_clean, val_windows, noisy=val_noisy),
+    )
+
+
+def _large_enough(
+    config: TrainConfig, store: PixelStore, windows: list[Window], side: int
+) -> list[Window]:
+    kept = [window for window in windows if min(window.height, window.width) >= side]
+    if len(kept) == len(windows):
+        return kept
+    small = next(w for w in windows if min(w.height, w.width) < side)
+    if not config.skip_small or not kept:
+        raise InputError(
+            f"--crop_size: {store.names[small.image]} is {small.height} x {small.width}, smaller than "
+            f"the {side} x {side} needed; give a smaller crop"
+            + (" or --skip_small" if kept else "")
+        )
+    return kept
+
+
+def build(setup: Setup) -> Parts:
+    """Make the module, the data module and the trainer of a run.
+
+    Raises:
+        InputError: settings that do not go together.
+    """
+    config = setup.config
+    pl.seed_everything(config.seed, verbose=False)
+    module = build_module(setup.content)
+    if config.compile:
+        compile_networks(module)
+    data = DenoisingData(
+        setup.train, setup.val, config.batch_size or 1, config.num_workers or 0, config.seed
+    )
+    options = config.trainer_options("val_metrics/psnr", "max")
+    return Parts(module, data, make_trainer(setup.run, setup.content, options))
+
+
+def describe(setup: Setup, parts: Parts) -> str:
+    """One line on what is about to be trained."""
+    images = len({window.image for window in setup.train.windows})
+    return (
+        f"{setup.config.model}: {count_parameters(parts.module):,} parameters; "
+        f"{len(setup.train)} crops of {images} images per epoch, {len(setup.val)} validation images"
+    )
+
+
+def score(setup: Setup) -> dict[str, Any]:
+    """Denoise the validation images with the best checkpoint; score them and draw some."""
+    config, run = setup.config, setup.run
+    denoiser = load_denoiser(run.path)
+    device = pick_device(config.accelerator)
+    network = denoiser.module.to(device)
+    protocol = config.protocol or "standard"
+    rows: dict[str, dict[str, dict[str, float]]] = {"noisy": {}, config.model: {}}
+    with torch.inference_mode():
+        for number in setup.track(range(len(setup.val)), "scoring", len(setup.val)):
+            clean, noisy = setup.val.arrays(number)
+            name = setup.val.name(number)
+            batch = torch.from_numpy(np.moveaxis(noisy, 2, 0)[None].copy()).to(device)
+            output = network(batch)[0].float().cpu().numpy()
+            denoised = finish(np.moveaxis(output, 0, 2), protocol)
+            rows["noisy"][name] = image_scores(clean, noisy, data_range=1)
+            rows[config.model][name] = image_scores(clean, denoised, data_range=1)
+            if number < PANELS:
+                denoising_panel(
+                    run.figures / f"{number:02}-{Path(name).stem}.png",
+                    {"noisy": noisy, config.model: denoised},
+                    clean,
+                    title=name,
+                )
+    return {
+        "task": config.task,
+        "model": config.model,
+        "sigma": config.sigma,
+        "protocol": config.protocol,
+        "scored_on": "validation images; the checkpoint was chosen on them too",
+        "images": rows,
+        "mean": {method: mean_scores(scores) for method, scores in rows.items()},
+    }
+
+
+def mean_scores(rows: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Mean of every score over images."""
+    keys = next(iter(rows.values())).keys()
+    return {key: float(np.mean([scores[key] for scores in rows.values()])) for key in keys}

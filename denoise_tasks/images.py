@@ -1,0 +1,285 @@
+"""Which images train and which validate, and their pixels in a memory-mapped cache."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from denoise_tasks.noise import centre
+from denoise_tasks.picture_files import list_pictures, read_picture
+from img2img_recon.errors import InputError
+from img2img_recon.files import cache_dir, make_folder_once, write_json
+from img2img_recon.progress import Track, silent
+from img2img_recon.training import seed_of
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+CACHE_VERSION = 1
+PIXELS, INDEX = "pixels.u8", "index.json"
+# ITU-R BT.601: how bright the eye sees red, green and blue.
+LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
+
+# Photographs that scikit-image ships in its package; the two of one street scene count as one picture.
+PHOTOGRAPHS = {
+    "astronaut.png": "astronaut",
+    "chelsea.png": "chelsea",
+    "coffee.png": "coffee",
+    "hubble_deep_field.jpg": "hubble",
+    "ihc.png": "ihc",
+    "motorcycle_left.png": "motorcycle",
+    "motorcycle_right.png": "motorcycle",
+    "retina.jpg": "retina",
+    "rocket.jpg": "rocket",
+}
+PHOTOGRAPHS_VAL = ("chelsea", "coffee")
+
+
+class Source(NamedTuple):
+    """An image file; what shares a group (a class, a picture) stays on one side of a split."""
+
+    path: Path
+    group: str
+
+
+def list_sources(folder: Path) -> list[Source]:
+    """Images below a folder; the group is the sub-folder (a class), or the file itself where there is none.
+
+    Raises:
+        InputError: no such folder, or no image in it.
+    """
+    sources = []
+    for path in list_pictures(folder):
+        parent = path.parent.relative_to(folder)
+        group = path.name if parent == Path() else parent.as_posix()
+        sources.append(Source(path, group))
+    return sources
+
+
+def builtin_sources() -> tuple[list[Source], list[Source]]:
+    """Training and validation photographs that come with scikit-image, split by picture."""
+    import skimage.data
+
+    folder = Path(skimage.data.__file__).parent
+    sources = [
+        Source(folder / name, group)
+        for name, group in PHOTOGRAPHS.items()
+        if (folder / name).is_file()
+    ]
+    val = [source for source in sources if source.group in PHOTOGRAPHS_VAL]
+    train = [source for source in sources if source.group not in PHOTOGRAPHS_VAL]
+    if not train or not val:
+        raise InputError("--data_path: scikit-image came without its photographs; give a folder")
+    return train, val
+
+
+def split_groups(
+    sources: Sequence[Source], val_share: float, seed: int
+) -> tuple[list[Source], list[Source]]:
+    """Split images so that no group is on both sides.
+
+    Args:
+        sources: images with their groups.
+        val_share: share of the groups that validates; at least one group.
+        seed: which groups.
+
+    Returns:
+        Training and validation images.
+
+    Raises:
+        InputError: fewer than two groups.
+    """
+    groups = sorted({source.group for source in sources})
+    if len(groups) < 2:
+        raise InputError(
+            f"--data_path: all {len(sources)} images are in one group ({groups[0]}), so none could validate; "
+            "give a folder of single images, or of at least two classes"
+        )
+    random.Random(seed_of("split", seed)).shuffle(groups)
+    held = set(groups[: min(max(round(len(groups) * val_share), 1), len(groups) - 1)])
+    return (
+        [source for source in sources if source.group not in held],
+        [source for source in sources if source.group in held],
+    )
+
+
+def subset(
+    sources: Sequence[Source], count: int | None, root: Path, seed: int, flag: str
+) -> list[Source]:
+    """A seeded choice of `count` images; a smaller one lies within a larger one.
+
+    Args:
+        sources: what to choose from.
+        count: how many; None for all.
+        root: the order depends on the names below this folder, not on where the folder is.
+        seed: which order.
+        flag: named in the error.
+
+    Raises:
+        InputError: there are not so many.
+    """
+    if count is None:
+        return list(sources)
+    if count > len(sources):
+        raise InputError(
+            f"{flag}: given {count}, allowed: 1 to {len(sources)}, as many as there are"
+        )
+
+    def place(source: Source) -> tuple[int, str]:
+        name = source.path.relative_to(root).as_posix()
+        return seed_of("subset", seed, name), name
+
+    return sorted(sorted(sources, key=place)[:count])
+
+
+def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """Pixels (H, W, C) with another number of channels: grey is repeated, colour becomes its luminance.
+
+    Raises:
+        InputError: neither grey nor colour is asked for or given.
+    """
+    given = pixels.shape[2]
+    if given == channels:
+        return pixels
+    if given == 1:
+        return np.repeat(pixels, channels, axis=2)
+    if given == 3 and channels == 1:
+        return (pixels @ LUMINANCE)[..., None]
+    raise InputError(f"an image of {given} channels cannot be turned into one of {channels}")
+
+
+class PixelStore:
+    """Decoded images, uint8 (H, W, C) each, in one memory-mapped file.
+
+    Attributes:
+        names: file names as given to `open_store`, relative to its root.
+        shapes: (H, W, C) of each image.
+        broken: what was left out, and why.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        index = json.loads((folder / INDEX).read_text())
+        self.folder = folder
+        self.names: list[str] = index["names"]
+        self.shapes = [tuple(shape) for shape in index["shapes"]]
+        self.broken: list[str] = index["broken"]
+        self.maxima: list[int] = index["maxima"]
+        sizes = [int(np.prod(shape)) for shape in self.shapes]
+        self._offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self._pixels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getstate__(self) -> dict[str, object]:
+        # A loader process maps the file itself instead of being sent the pixels.
+        return {**self.__dict__, "_pixels": None}
+
+    def image(self, number: int) -> np.ndarray:
+        """A read-only view (H, W, C) of an image; only the pixels that are touched are read."""
+        if self._pixels is None:
+            self._pixels = np.memmap(self.folder / PIXELS, np.uint8, "r")
+        start, end = self._offsets[number], self._offsets[number + 1]
+        return self._pixels[start:end].reshape(self.shapes[number])
+
+
+def open_store(
+    paths: Sequence[Path],
+    *,
+    root: Path,
+    channels: int,
+    centre_size: int | None = None,
+    skip_broken: bool = True,
+    on_broken: Callable[[str], None] = lambda message: None,
+    track: Track = silent,
+) -> PixelStore:
+    """Decode images once, in parallel, into the user's cache folder; later calls only map the file.
+
+    The entry is keyed by the files' names, sizes and times of change and by what is kept of them. Two
+    processes that ask for it at once build it once.
+
+    Args:
+        paths: image files, in order.
+        root: folder that the stored names are relative to.
+        channels: 1 or 3; see `with_channels`.
+        centre_size: keep the central square of this side; None keeps whole images.
+        skip_broken: leave out what cannot be decoded, instead of raising.
+        on_broken: told what was left out, each time the store is opened.
+        track: progress over the files.
+
+    Raises:
+        InputError: a broken image and not `skip_broken`, or nothing left.
+    """
+    stats = [path.stat() for path in paths]
+    identity = {
+        "version": CACHE_VERSION,
+        "files": [
+            [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+            for path, stat in zip(paths, stats, strict=True)
+        ],
+        "channels": channels,
+        "centre_size": centre_size,
+        "skip_broken": skip_broken,
+    }
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
+    cache = cache_dir("pixels")
+
+    def decode(path: Path) -> np.ndarray | str:
+        try:
+            pixels = with_channels(read_picture(path).pixels, channels)
+        except InputError as error:
+            if not skip_broken:
+                raise
+            return str(error)
+        kept = pixels if centre_size is None else centre(pixels, centre_size)
+        return np.round(kept * 255).astype(np.uint8)
+
+    def fill(folder: Path) -> None:
+        names, shapes, maxima, broken = [], [], [], []
+        with (folder / PIXELS).open("wb") as file, ThreadPoolExecutor() as pool:
+            for path, decoded in zip(
+                paths,
+                track(_ahead(pool, decode, paths), "decoding images", len(paths)),
+                strict=True,
+            ):
+                if isinstance(decoded, str):
+                    broken.append(decoded)
+                    continue
+                names.append(_name(path, root))
+                shapes.append(decoded.shape)
+                maxima.append(int(decoded.max()))
+                file.write(decoded.tobytes())
+        if not names:
+            raise InputError(f"{root}: none of its {len(paths)} images can be read: {broken[0]}")
+        content = {"names": names, "shapes": shapes, "maxima": maxima, "broken": broken}
+        write_json(folder / INDEX, content)
+
+    with (cache / f".{key}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # who comes second waits for the first one's pixels
+        store = PixelStore(make_folder_once(cache / key, fill))
+    for message in store.broken:
+        on_broken(message)
+    return store
+
+
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Sequence[T], depth: int = 64
+) -> Iterator[R]:
+    """`map` over threads, in order, with at most `depth` results waiting."""
+    waiting = [pool.submit(function, item) for item in items[:depth]]
+    for position in range(len(items)):
+        yield waiting[position % depth].result()
+        if position + depth < len(items):
+            waiting[position % depth] = pool.submit(function, items[position + depth])
