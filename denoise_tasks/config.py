@@ -84,7 +84,8 @@ class TrainConfig(TrainingFlags):
     val_scenes: tuple[str, ...] | None = flag(
         None, help="scenes that validate (sidd; default 6 9, of other pairs a seeded tenth)"
     )
-    val_share: float = flag(0.1, help="share of the classes or pictures that validate (gaussian)")
+    val_share: float = flag(0.1, help="share of the classes, pictures or scenes that validate")
+    test_share: float = flag(0.0, help="share of them kept for evaluate.py --split test")
     train_images: int | None = flag(
         None, help="a seeded subset of so many training images; smaller ones lie within larger ones"
     )

@@ -32,6 +32,7 @@ from denoise_tasks.data import (
 from denoise_tasks.images import (
     PixelStore,
     Source,
+    Split,
     builtin_sources,
     list_sources,
     open_store,
@@ -102,13 +103,43 @@ def prepare(config: TrainConfig, say: Say = say_nothing) -> Setup:
     return Setup(config, options, train, val, run, content, say)
 
 
+def gaussian_split(data_path: Path | None, val_share: float, test_share: float, seed: int) -> Split:
+    """The images of a run on Gaussian noise, split by class or picture."""
+    if data_path is None:
+        return builtin_sources()
+    return split_groups(list_sources(data_path), val_share, test_share, seed, "--data_path")
+
+
+def pairs_split(
+    data_path: Path | None,
+    pairs: Path | None,
+    val_scenes: Sequence[str] | None,
+    val_share: float,
+    test_share: float,
+    seed: int,
+) -> tuple[list[Pair], list[Pair], list[Pair]]:
+    """The pairs of a run on real noise, split by scene: training, validation and test."""
+    folder = pairs or data_path
+    assert folder is not None
+    found = list_pairs(folder) if pairs else list_sidd(folder)
+    if val_scenes is None and pairs is None:
+        val_scenes = SIDD_VAL_SCENES
+    if val_scenes is not None:
+        rest, val = split_scenes(found, val_scenes)
+        return rest, val, []
+    sides = split_groups(
+        [Source(pair.noisy, pair.scene) for pair in found], val_share, test_share, seed, "--pairs"
+    )
+    by_path = {pair.noisy: pair for pair in found}
+    train, val, test = ([by_path[source.path] for source in side] for side in sides)
+    return train, val, test
+
+
 def _gaussian(config: TrainConfig, crop: int, say: Say) -> tuple[TrainCrops, EvalImages]:
-    if config.data_path is None:
-        train, val = builtin_sources()
-        root = train[0].path.parent
-    else:
-        root = config.data_path
-        train, val = split_groups(list_sources(root), config.val_share, config.seed)
+    train, val, _ = gaussian_split(
+        config.data_path, config.val_share, config.test_share, config.seed
+    )
+    root = config.data_path or train[0].path.parent
     val_count = None if config.val_images is None else min(config.val_images, len(val))
     train = subset(train, config.train_images, root, config.seed, "--train_images")
     val = subset(val, val_count, root, config.seed, "--val_images")
@@ -151,20 +182,21 @@ def _gaussian(config: TrainConfig, crop: int, say: Say) -> tuple[TrainCrops, Eva
 def _pairs(config: TrainConfig, crop: int, say: Say) -> tuple[TrainCrops, EvalImages]:
     folder = config.pairs or config.data_path
     assert folder is not None
-    pairs = list_pairs(folder) if config.pairs else list_sidd(folder)
-    scenes = config.val_scenes or (SIDD_VAL_SCENES if config.pairs is None else None)
-    if scenes is None:
-        by_scene = [Source(pair.noisy, pair.scene) for pair in pairs]
-        _, held = split_groups(by_scene, config.val_share, config.seed)
-        scenes = tuple(sorted({source.group for source in held}))
-    train, val = split_scenes(pairs, scenes)
+    train, val, _ = pairs_split(
+        config.data_path,
+        config.pairs,
+        config.val_scenes,
+        config.val_share,
+        config.test_share,
+        config.seed,
+    )
     sources = [Source(pair.noisy, pair.scene) for pair in train]
     kept = {
         s.path for s in subset(sources, config.train_images, folder, config.seed, "--train_images")
     }
     train = [pair for pair in train if pair.noisy in kept]
-    if not config.progress:
-        say(f"validating on scenes {', '.join(scenes)}")
+    scenes = ", ".join(sorted({pair.scene for pair in val}))
+    say(f"validating on the scenes {scenes}")
 
     def stores(chosen: Sequence[Pair]) -> tuple[PixelStore, PixelStore]:
         clean, noisy = (

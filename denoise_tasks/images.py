@@ -50,6 +50,14 @@ class Source(NamedTuple):
     group: str
 
 
+class Split(NamedTuple):
+    """Images that train, that choose the checkpoint, and that are only ever scored."""
+
+    train: list[Source]
+    val: list[Source]
+    test: list[Source]
+
+
 def list_sources(folder: Path) -> list[Source]:
     """Images below a folder; the group is the sub-folder (a class), or the file itself where there is none.
 
@@ -64,7 +72,7 @@ def list_sources(folder: Path) -> list[Source]:
     return sources
 
 
-def builtin_sources() -> tuple[list[Source], list[Source]]:
+def builtin_sources() -> Split:
     """Training and validation photographs that come with scikit-image, split by picture."""
     import skimage.data
 
@@ -78,36 +86,39 @@ def builtin_sources() -> tuple[list[Source], list[Source]]:
     train = [source for source in sources if source.group not in PHOTOGRAPHS_VAL]
     if not train or not val:
         raise InputError("--data_path: scikit-image came without its photographs; give a folder")
-    return train, val
+    return Split(train, val, [])
 
 
 def split_groups(
-    sources: Sequence[Source], val_share: float, seed: int
-) -> tuple[list[Source], list[Source]]:
-    """Split images so that no group is on both sides.
+    sources: Sequence[Source], val_share: float, test_share: float, seed: int, flag: str
+) -> Split:
+    """Split images so that no group is on two sides.
 
     Args:
         sources: images with their groups.
         val_share: share of the groups that validates; at least one group.
+        test_share: share of the groups that is kept for testing; with 0 none.
         seed: which groups.
-
-    Returns:
-        Training and validation images.
+        flag: named in the error.
 
     Raises:
-        InputError: fewer than two groups.
+        InputError: too few groups.
     """
     groups = sorted({source.group for source in sources})
-    if len(groups) < 2:
+    count = len(groups)
+    val_count = max(round(count * val_share), 1)
+    test_count = max(round(count * test_share), 1) if test_share else 0
+    if val_count + test_count >= count:
         raise InputError(
-            f"--data_path: all {len(sources)} images are in one group ({groups[0]}), so none could validate; "
-            "give a folder of single images, or of at least two classes"
+            f"{flag}: {len(sources)} images in {count} group{'s' * (count > 1)} cannot be split into "
+            "training, validation and test groups; give single images or more classes, or smaller shares"
         )
     random.Random(seed_of("split", seed)).shuffle(groups)
-    held = set(groups[: min(max(round(len(groups) * val_share), 1), len(groups) - 1)])
-    return (
-        [source for source in sources if source.group not in held],
-        [source for source in sources if source.group in held],
+    val, test = set(groups[:val_count]), set(groups[val_count : val_count + test_count])
+    return Split(
+        [source for source in sources if source.group not in val | test],
+        [source for source in sources if source.group in val],
+        [source for source in sources if source.group in test],
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -44,6 +44,33 @@ def underscore_flags(words: Sequence[str]) -> list[str]:
     return spelled
 
 
+def gathered(words: Sequence[str], names: Collection[str]) -> list[str]:
+    """Words in which `--run A --run B` has become `--run A B`, for the flags of `names`."""
+    others: list[str] = []
+    values: dict[str, list[str]] = {}
+    current = others
+    for position, word in enumerate(words):
+        if word == "--":
+            return [*others, *_flags_with(values), *words[position:]]
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            if name not in names:
+                current = others
+                others.append(word)
+                continue
+            current = values.setdefault(name, [])
+            if equals:
+                current.append(value)
+                current = others
+        else:
+            current.append(word)
+    return [*others, *_flags_with(values)]
+
+
+def _flags_with(values: Mapping[str, Sequence[str]]) -> list[str]:
+    return [word for name, given in values.items() for word in (f"--{name}", *given)]
+
+
 def _sequence_element(hint: Any) -> Any | None:
     """The element type when `hint` is `tuple[T, ...]` or `... | None`; None for anything else."""
     if get_origin(hint) in (Union, types.UnionType):
@@ -60,7 +87,7 @@ def _add_flag(parser: Any, name: str, hint: Any, default: Any, metadata: Any) ->
     element = _sequence_element(hint)
     if element is not None:
         options |= {"nargs": "+", "type": element}
-    elif hint is bool:
+    elif hint in (bool, bool | None):
         options["action"] = ActionYesNo(no_prefix="no_")
     else:
         options["type"] = hint
@@ -81,7 +108,7 @@ def parse_config(
     """Build the dataclass `config_class` from command-line words (default: `sys.argv[1:]`).
 
     Every field is a flag of the field's name, type and default (see `flag`); `tuple[T, ...]` takes one
-    or more words; `--config FILE.yaml` gives values that later flags override.
+    or more words and may be repeated; `--config FILE.yaml` gives values that later flags override.
 
     Raises:
         InputError: a word that does not fit, or what the dataclass's own check says.
@@ -99,8 +126,14 @@ def parse_config(
     config_fields = fields(config_class)  # type: ignore[arg-type]
     for item in config_fields:
         _add_flag(parser, item.name, hints[item.name], item.default, item.metadata)
+    sequences = {
+        item.name
+        for item in config_fields
+        if _sequence_element(hints[item.name]) and not item.metadata.get("positional")
+    }
     try:
-        values = parser.parse_args(underscore_flags(sys.argv[1:] if words is None else words))
+        spelled = underscore_flags(sys.argv[1:] if words is None else words)
+        values = parser.parse_args(gathered(spelled, sequences))
     except ArgumentError as error:
         raise InputError(" ".join(str(error).split())) from None
     given: dict[str, Any] = {}

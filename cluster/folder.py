@@ -1,0 +1,221 @@
+"""The folder of a sweep: its runs, what happened to each, what was submitted.
+
+SWEEP/sweep.json            whose folder it is, and the runs as last expanded
+SWEEP/runs/<id>/            run folders
+SWEEP/records/<id>.json     attempts and failures of a run, written by its jobs
+SWEEP/submissions/*.json    which run became which job, one file per array, written by who submits
+SWEEP/logs/                 what submitit and the jobs write
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from img2img_recon.errors import InputError
+from img2img_recon.files import writable_folder, write_json
+from img2img_recon.runs import RunFolder
+
+KEPT_ATTEMPTS = 20
+
+
+@dataclass
+class RecordContent:
+    """What happened to a run.
+
+    Attributes:
+        attempts: the last ones: job, host, pid, start, end (seconds since 1970) and how it ended.
+        starts: attempts in all.
+        failures: how often by the place where it failed.
+        counted: attempts whose failure is counted (several processes of one job may fail together).
+        traceback: of the last failure.
+        failed: given up; not submitted again unless asked to.
+    """
+
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+    starts: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+    counted: list[str] = field(default_factory=list)
+    traceback: str | None = None
+    failed: bool = False
+
+    def start(self, job_id: str, host: str, pid: int) -> None:
+        """A job begins to work on the run."""
+        self.starts += 1
+        self.attempts.append(
+            {"job_id": job_id, "host": host, "pid": pid, "started": time.time(), "end": None}
+        )
+        del self.attempts[:-KEPT_ATTEMPTS]
+
+    def end(self, how: str) -> None:
+        """The last attempt has ended."""
+        if self.attempts and self.attempts[-1]["end"] is None:
+            self.attempts[-1] |= {"end": how, "ended": time.time()}
+
+    def add_failure(self, place: str, text: str, attempt: str) -> None:
+        """Count a failure, once per attempt."""
+        if attempt in self.counted:
+            return
+        self.counted = [*self.counted[-KEPT_ATTEMPTS:], attempt]
+        self.failures[place] = self.failures.get(place, 0) + 1
+        self.traceback = text
+
+    @property
+    def reason(self) -> str:
+        """The last line of the last traceback."""
+        return (self.traceback or "").strip().split("\n")[-1]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run's record on disk.
+
+    Attributes:
+        path: the JSON file.
+    """
+
+    path: Path
+
+    def read(self) -> RecordContent:
+        """The content; an empty one if nothing has happened yet."""
+        try:
+            return RecordContent(**json.loads(self.path.read_text()))
+        except FileNotFoundError:
+            return RecordContent()
+        except (ValueError, TypeError):
+            raise InputError(f"{self.path}: not a record of a run (broken JSON)") from None
+
+    @contextmanager
+    def change(self, wait_s: float = 30) -> Iterator[RecordContent]:
+        """Read, let the block change, and write atomically, one process at a time.
+
+        Raises:
+            InputError: somebody else holds the record for longer than `wait_s`.
+        """
+        with locked(self.path.with_name(".lock"), wait_s, str(self.path)):
+            content = self.read()
+            before = json.dumps(asdict(content))
+            yield content
+            if json.dumps(asdict(content)) != before:
+                write_json(self.path, asdict(content))
+
+
+@contextmanager
+def locked(path: Path, wait_s: float, what: str) -> Iterator[None]:
+    """Hold the lock file `path`; the lock goes with the process.
+
+    Raises:
+        InputError: not free within `wait_s`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise InputError(f"{what}: another process holds its lock") from None
+                time.sleep(0.02)
+        yield
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """Paths inside a sweep's folder, and what is read from and written to it."""
+
+    path: Path
+
+    @property
+    def sweep_file(self) -> Path:
+        """Whose folder it is."""
+        return self.path / "sweep.json"
+
+    @property
+    def logs(self) -> Path:
+        """What submitit and the jobs write."""
+        return self.path / "logs"
+
+    def run(self, run_id: str) -> RunFolder:
+        """A run's folder."""
+        return RunFolder(self.path / "runs" / run_id)
+
+    def record(self, run_id: str) -> RunRecord:
+        """A run's record."""
+        return RunRecord(self.path / "records" / f"{run_id}.json")
+
+    def lock(self, wait_s: float = 600) -> Any:
+        """Hold the folder while its runs are submitted, so that two who submit do not both take a run."""
+        return locked(self.path / ".lock", wait_s, f"--folder: {self.path}")
+
+    def stored(self) -> dict[str, Any] | None:
+        """The content of sweep.json, None in a new folder.
+
+        Raises:
+            InputError: broken.
+        """
+        try:
+            return json.loads(self.sweep_file.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            raise InputError(f"{self.sweep_file}: not valid JSON") from None
+
+    def check_owner(self, name: str, task: str) -> None:
+        """See that the folder is new or this sweep's.
+
+        Raises:
+            InputError: it belongs to another sweep, or holds other files.
+        """
+        stored = self.stored()
+        if stored is not None:
+            for key, own in (("name", name), ("task", task)):
+                if stored.get(key) != own:
+                    raise InputError(
+                        f"--folder: {self.path} belongs to another sweep ({key}: {stored.get(key)} "
+                        f"there, {own} here); give another --folder"
+                    )
+        elif self.path.is_dir() and any(not i.name.startswith(".") for i in self.path.iterdir()):
+            raise InputError(
+                f"--folder: {self.path} holds files but no sweep.json; give a new or empty folder"
+            )
+
+    def claim(self, name: str, task: str, content: Mapping[str, Any]) -> None:
+        """Make the folder this sweep's.
+
+        Raises:
+            InputError: as `check_owner`, or it cannot be written to.
+        """
+        self.check_owner(name, task)
+        writable_folder(self.path, "--folder")
+        wanted = {"name": name, "task": task, **content}
+        if self.stored() != json.loads(json.dumps(wanted)):
+            write_json(self.sweep_file, wanted)
+
+    def submissions(self) -> list[dict[str, Any]]:
+        """Every submission, the oldest first, each with its `file`.
+
+        Raises:
+            InputError: one that is broken.
+        """
+        found = []
+        for path in sorted((self.path / "submissions").glob("*.json")):
+            try:
+                found.append({**json.loads(path.read_text()), "file": path})
+            except ValueError:
+                raise InputError(f"{path}: not valid JSON") from None
+        return found
+
+    def add_submission(self, content: Mapping[str, Any]) -> Path:
+        """Note a submission; call it under the folder's lock."""
+        folder = self.path / "submissions"
+        path = folder / f"{len(list(folder.glob('*.json'))):05d}.json"
+        write_json(path, content)
+        return path

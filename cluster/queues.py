@@ -1,0 +1,378 @@
+"""Where jobs go: SLURM's queue, this machine, or this very process. Hand in, ask, take out.
+
+Every queue takes the jobs of one shape and says which run became which job; nothing here knows what a
+run is about.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from cluster.folder import SweepFolder
+from cluster.grid import Resources
+from cluster.jobs import TrainingJob
+from img2img_recon.errors import InputError
+from img2img_recon.files import write_json
+
+Cluster = Literal["slurm", "local", "debug"]
+# SLURM's states of a job that will not go on by itself.
+ENDED = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+)
+ANSWER_S = 60
+QUEUED, ENDED_HERE = "queued", "ended"
+
+
+class JobState(NamedTuple):
+    """What a queue knows of a job.
+
+    Attributes:
+        state: pending, running, or gone (ended, cancelled, lost).
+        detail: the queue's own words.
+    """
+
+    state: Literal["pending", "running", "gone"]
+    detail: str
+
+
+def _ask(*words: str) -> str:
+    """The output of a SLURM command.
+
+    Raises:
+        InputError: SLURM is not installed, does not answer, or refuses.
+    """
+    if shutil.which(words[0]) is None:
+        raise InputError(
+            f"--cluster slurm: SLURM is not installed here (no {words[0]}); "
+            "allowed: a machine of a SLURM cluster, or --cluster local"
+        )
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=ANSWER_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise InputError(f"--cluster slurm: {words[0]} did not answer in {ANSWER_S} s") from None
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split())
+        raise InputError(f"--cluster slurm: {words[0]} says: {said}")
+    return done.stdout
+
+
+def check_slurm() -> None:
+    """See that SLURM is installed and its controller answers.
+
+    Raises:
+        InputError: one of the two is not so.
+    """
+    _ask("sbatch", "--version")
+    if "DOWN" in (said := " ".join(_ask("scontrol", "ping").split())):
+        raise InputError(f"--cluster slurm: its controller does not answer ({said})")
+
+
+def _slurm_parameters(name: str, resources: Resources) -> dict[str, Any]:
+    """The resources by submitit's names."""
+    parameters: dict[str, Any] = {
+        "job_name": name,
+        "nodes": resources.nodes,
+        "ntasks_per_node": resources.processes_per_node,
+        "cpus_per_task": resources.cpus_per_task,
+        "time": resources.timeout_min,
+        "signal_delay_s": resources.signal_delay_s,
+        "array_parallelism": resources.array_parallelism,
+        "stderr_to_stdout": True,
+        # One process that fails must not leave the others waiting until the time is up.
+        "srun_args": ["--kill-on-bad-exit=1"],
+        "additional_parameters": {"requeue": True},
+    }
+    if resources.gpus_per_node:
+        parameters["gpus_per_node"] = resources.gpus_per_node
+    if resources.mem_gb is not None:
+        parameters["mem"] = f"{round(resources.mem_gb * 1024)}M"
+    for key in ("partition", "account", "qos", "constraint"):
+        if getattr(resources, key) is not None:
+            parameters[key] = getattr(resources, key)
+    if resources.setup:
+        parameters["setup"] = list(resources.setup)
+    return parameters
+
+
+def sbatch_header(name: str, resources: Resources, count: int, logs: Path) -> str:
+    """The batch script that `submit_to_slurm` would hand in for `count` runs; nothing is submitted."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    return _make_sbatch_string(
+        command="python -u -m submitit.core._submit " + str(logs),
+        folder=logs,
+        map_count=count if count > 1 else None,
+        **_slurm_parameters(name, resources),
+    )
+
+
+def submit_to_slurm(
+    folder: SweepFolder, name: str, resources: Resources, jobs: Mapping[str, TrainingJob]
+) -> None:
+    """Hand in jobs of one shape as one job array, or several where SLURM limits an array's size.
+
+    Raises:
+        InputError: SLURM refuses, with its reason.
+    """
+    import submitit
+
+    settings = _ask("scontrol", "show", "config")
+    limits = [line for line in settings.splitlines() if line.startswith("MaxArraySize")]
+    largest = int(limits[0].split("=")[1]) - 1 if limits else 1000
+    ids = list(jobs)
+    for start in range(0, len(ids), largest):
+        part = ids[start : start + largest]
+        logs = folder.logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{part[0]}"
+        executor = submitit.SlurmExecutor(logs, max_num_timeout=resources.max_timeouts)
+        executor.update_parameters(**_slurm_parameters(name, resources))
+        try:
+            handed = executor.submit_array([jobs[run_id] for run_id in part])
+        except submitit.core.utils.FailedJobError as error:
+            said = str(error).strip().split("\n")[-1]
+            shape = (
+                f"nodes {resources.nodes}, gpus_per_node {resources.gpus_per_node}, "
+                f"tasks_per_node {resources.processes_per_node}, "
+                f"cpus_per_task {resources.cpus_per_task}, mem_gb {resources.mem_gb}, "
+                f"partition {resources.partition}"
+            )
+            raise InputError(f"resources: SLURM refuses the job ({shape}): {said}") from None
+        folder.add_submission(
+            {
+                "cluster": "slurm",
+                "time": time.time(),
+                "logs": str(logs),
+                "jobs": {run_id: job.job_id for run_id, job in zip(part, handed, strict=True)},
+            }
+        )
+
+
+def slurm_states(job_ids: Sequence[str]) -> dict[str, JobState]:
+    """What SLURM knows of jobs; all of those asked for are in the answer.
+
+    Raises:
+        InputError: SLURM does not answer.
+    """
+    if not job_ids:
+        return {}
+    check_slurm()
+    states: dict[str, JobState] = {}
+    wanted = set(job_ids)
+    for line in _ask("squeue", "-h", "-r", "-t", "all", "--me", "-o", "%i|%T|%r").splitlines():
+        job_id, state, reason = (*line.split("|"), "", "")[:3]
+        if job_id in wanted and state not in ENDED:
+            pending = state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
+            detail = reason if pending and reason not in ("None", "") else state.lower()
+            states[job_id] = JobState("pending" if pending else "running", detail)
+    gone = sorted(wanted - states.keys())
+    whole = sorted({job_id.split("_")[0] for job_id in gone}, key=int)
+    for start in range(0, len(whole), 200):
+        answer = _ask(
+            *("sacct", "-X", "-n", "-P", "-o", "JobID,State,ExitCode"),
+            *("-j", ",".join(whole[start : start + 200])),
+        )
+        for line in answer.splitlines():
+            job_id, state, code = (*line.split("|"), "", "")[:3]
+            if job_id in wanted and job_id not in states:
+                states[job_id] = JobState("gone", _spell_end(state, code))
+    for job_id in gone:
+        states.setdefault(job_id, JobState("gone", "SLURM knows no such job"))
+    return states
+
+
+def _spell_end(state: str, code: str) -> str:
+    """SLURM's state and exit code in words."""
+    status, _, number = code.partition(":")
+    if state.split()[0] not in ENDED:
+        # The accounting still says PENDING or RUNNING for a job that the controller has forgotten.
+        return f"SLURM lost the job (its accounting says {state})"
+    killer = int(number or 0) or (int(status or 0) - 128 if int(status or 0) > 128 else 0)
+    if killer:
+        names = {item.value: item.name for item in signal.Signals}
+        return f"{state}, killed by {names.get(killer, f'signal {killer}')}"
+    return f"{state}, exit status {status}" if state == "FAILED" else state
+
+
+def cancel_in_slurm(job_ids: Sequence[str]) -> None:
+    """Take jobs out of the queue, the running ones included."""
+    for start in range(0, len(job_ids), 500):
+        _ask("scancel", *job_ids[start : start + 500])
+
+
+def process_start(pid: int) -> int | None:
+    """When a process of this machine started, in its kernel's ticks; None if there is none (or a zombie)."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if text[0] == "Z" else int(text[19])
+
+
+def claim_locally(folder: SweepFolder, run_ids: Sequence[str], cluster: Cluster) -> Path:
+    """Note that this process is about to train these runs."""
+    return folder.add_submission(
+        {
+            "cluster": cluster,
+            "time": time.time(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "pid_started": process_start(os.getpid()),
+            "jobs": dict.fromkeys(run_ids, QUEUED),
+        }
+    )
+
+
+def local_state(submission: Mapping[str, Any], run_id: str) -> JobState:
+    """What is known of a run that a process of some machine took on."""
+    job = submission["jobs"][run_id]
+    if job == ENDED_HERE:
+        return JobState("gone", "its process ended")
+    if submission["host"] != socket.gethostname():
+        return JobState("running", f"on {submission['host']}, as far as known here")
+    if process_start(submission["pid"]) != submission["pid_started"]:
+        return JobState("gone", "the process that started it is gone")
+    return JobState("pending" if job == QUEUED else "running", f"process {job}")
+
+
+def run_locally(
+    folder: SweepFolder,
+    claim: Path,
+    jobs: Mapping[str, tuple[TrainingJob, Resources]],
+    parallel: int,
+    told: Callable[[str, str], None],
+) -> None:
+    """Train runs on this machine, `parallel` at a time, each in a process of submitit's local executor.
+
+    Args:
+        folder: of the sweep.
+        claim: the submission's file, kept up to date.
+        jobs: job and resources by run.
+        parallel: runs at a time; each has GPUs of its own.
+        told: takes the id of a run and what happens to it.
+    """
+    import json
+
+    import submitit
+
+    content = json.loads(claim.read_text())
+    waiting, working = list(jobs), dict[str, tuple[Any, int]]()
+    tries = dict.fromkeys(jobs, 0)
+
+    def note(run_id: str, state: str) -> None:
+        content["jobs"][run_id] = state
+        write_json(claim, content)
+
+    def begin(run_id: str, slot: int) -> None:
+        job, resources = jobs[run_id]
+        executor = submitit.LocalExecutor(
+            folder.logs / run_id, max_num_timeout=resources.max_timeouts
+        )
+        first = slot * resources.gpus_per_node
+        executor.update_parameters(
+            timeout_min=resources.timeout_min,
+            signal_delay_s=resources.signal_delay_s,
+            tasks_per_node=1,
+            gpus_per_node=resources.gpus_per_node,
+            visible_gpus=tuple(range(first, first + resources.gpus_per_node)),
+            stderr_to_stdout=True,
+            setup=list(resources.setup),
+        )
+        handed = executor.submit(job)
+        working[run_id] = (handed, slot)
+        tries[run_id] += 1
+        note(run_id, handed.job_id)
+        told(run_id, f"started, process {handed.job_id}")
+
+    def stop(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        while waiting or working:
+            free = sorted(set(range(parallel)) - {slot for _, slot in working.values()})
+            for slot in free[: len(waiting)]:
+                begin(waiting.pop(0), slot)
+            time.sleep(0.1)
+            for run_id, (handed, _) in list(working.items()):
+                if not handed.done():
+                    continue
+                del working[run_id]
+                record = folder.record(run_id).read()
+                last = record.attempts[-1]["end"] if record.attempts else None
+                done = folder.run(run_id).metrics_file.exists()
+                # submitit's local executor gives up after six requeues; the sweep does not.
+                if (
+                    not done
+                    and not record.failed
+                    and last in ("stopped", "stopped without saving", "failed")
+                    and tries[run_id] <= jobs[run_id][1].max_timeouts
+                ):
+                    note(run_id, QUEUED)
+                    waiting.append(run_id)
+                    told(run_id, f"{last}, queued again")
+                    continue
+                note(run_id, ENDED_HERE)
+                told(run_id, "done" if done else f"failed: {record.reason or 'killed'}")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for handed, _ in working.values():
+            handed.cancel()
+        for run_id, (handed, _) in working.items():
+            handed._process.wait()
+            content["jobs"][run_id] = ENDED_HERE
+        for run_id in waiting:
+            content["jobs"][run_id] = ENDED_HERE
+        write_json(claim, content)
+
+
+def run_here(
+    folder: SweepFolder,
+    claim: Path,
+    jobs: Mapping[str, TrainingJob],
+    told: Callable[[str, str], None],
+) -> None:
+    """Train runs in this process, one after the other; the first exception comes through."""
+    import json
+
+    content = json.loads(claim.read_text())
+    try:
+        for run_id, job in jobs.items():
+            content["jobs"][run_id] = str(os.getpid())
+            write_json(claim, content)
+            told(run_id, "started")
+            job()
+            content["jobs"][run_id] = ENDED_HERE
+            told(run_id, "done")
+    finally:
+        content["jobs"] = dict.fromkeys(content["jobs"], ENDED_HERE)
+        write_json(claim, content)
+
+
+def cancel_local(submission: Mapping[str, Any]) -> None:
+    """Ask the process that runs a submission to stop what it started and end.
+
+    Raises:
+        InputError: it is on another machine.
+    """
+    if submission["host"] != socket.gethostname():
+        raise InputError(
+            f"cancel: the runs were started on {submission['host']}; cancel them there"
+        )
+    if process_start(submission["pid"]) == submission["pid_started"]:
+        os.kill(submission["pid"], signal.SIGTERM)

@@ -1,0 +1,304 @@
+"""Denoisers side by side on the same noisy images: cases in, scores and tables out."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from denoise_tasks import bm3d
+from denoise_tasks.apply import denoise_pixels
+from denoise_tasks.experiment import mean_scores
+from denoise_tasks.images import with_channels
+from denoise_tasks.inference import Denoiser
+from denoise_tasks.noise import finish, image_units, noise_seed, noisy_copy, prepare_clean
+from denoise_tasks.picture_files import read_picture
+from denoise_tasks.sidd import Pair
+from img2img_recon.errors import InputError
+from img2img_recon.metrics import image_scores
+from img2img_recon.progress import Track, silent
+
+SSIM_SETTINGS = (
+    "SSIM: scikit-image, Gaussian window (sigma 1.5, 11 x 11), use_sample_covariance=False, data_range 1, "
+    "mean over channels"
+)
+PROTOCOL_NOTES = {
+    "paper": "protocol paper: 256 x 256 centre, divided by its maximum, noisy and denoised image clipped to [0, 1]",
+    "standard": "protocol standard: value / 255, noise of numpy seed 0 for every image, not clipped; "
+    "denoised image clipped and rounded to 8 bits",
+    "pairs": "real noise: noisy and clean image / 255; denoised image clipped and rounded to 8 bits",
+}
+
+Load = Callable[[], tuple[np.ndarray, np.ndarray]]
+
+
+class Case(NamedTuple):
+    """One noisy image to denoise.
+
+    Attributes:
+        name: unique among the cases.
+        load: gives clean and noisy image, float32 (H, W, C) in [0, 1].
+        sigma: known standard deviation of the noise in [0, 255] units; None for real noise.
+        protocol: a key of `PROTOCOL_NOTES`.
+    """
+
+    name: str
+    load: Load
+    sigma: float | None
+    protocol: str
+
+
+class Row(NamedTuple):
+    """The scores of one method on one image."""
+
+    image: str
+    method: str
+    psnr: float
+    ssim: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores of all methods under one noise level.
+
+    Attributes:
+        title: what was denoised.
+        protocol: a key of `PROTOCOL_NOTES`.
+        rows: one per image and method, in order.
+    """
+
+    title: str
+    protocol: str
+    rows: list[Row]
+
+    def methods(self) -> list[str]:
+        """Methods in the order in which they were run."""
+        return list(dict.fromkeys(row.method for row in self.rows))
+
+    def scores(self, method: str) -> dict[str, dict[str, float]]:
+        """Scores of a method by image."""
+        return {
+            row.image: {"psnr": row.psnr, "ssim": row.ssim}
+            for row in self.rows
+            if row.method == method
+        }
+
+    def means(self) -> Iterator[tuple[str, int, dict[str, float]]]:
+        """Method, number of images and mean scores: over all images, then over those that all methods have."""
+        scores = {method: self.scores(method) for method in self.methods()}
+        common = set.intersection(*(set(rows) for rows in scores.values()))
+        most = max(len(rows) for rows in scores.values())
+        for method, rows in scores.items():
+            if len(rows) == most:
+                yield method, most, mean_scores(rows)
+        if 0 < len(common) < most:
+            for method, rows in scores.items():
+                subset = {name: rows[name] for name in rows if name in common}
+                yield method, len(common), mean_scores(subset)
+
+
+def gaussian_cases(
+    paths: Sequence[Path], root: Path, channels: int, sigma: float, protocol: str
+) -> list[Case]:
+    """Images with noise of one level.
+
+    Args:
+        paths: image files.
+        root: folder that names are relative to; `paper` seeds an image's noise by its name.
+        channels: 1 or 3.
+        sigma: in [0, 255] units.
+        protocol: see `denoise_tasks.noise`.
+    """
+
+    def case(path: Path) -> Case:
+        name = path.relative_to(root).as_posix()
+
+        def load() -> tuple[np.ndarray, np.ndarray]:
+            pixels = with_channels(read_picture(path).pixels, channels)
+            clean = prepare_clean(pixels, protocol)
+            return clean, noisy_copy(clean, sigma, protocol, noise_seed(protocol, name))
+
+        return Case(name, load, sigma, protocol)
+
+    return [case(path) for path in paths]
+
+
+def pair_cases(pairs: Sequence[Pair], channels: int) -> list[Case]:
+    """Whole pictures with real noise."""
+
+    def case(pair: Pair) -> Case:
+        def load() -> tuple[np.ndarray, np.ndarray]:
+            clean, noisy = (
+                with_channels(read_picture(path).pixels, channels)
+                for path in (pair.clean, pair.noisy)
+            )
+            return clean, noisy
+
+        return Case(pair.name, load, None, "pairs")
+
+    return [case(pair) for pair in pairs]
+
+
+def block_cases(noisy: np.ndarray, clean: np.ndarray) -> list[Case]:
+    """SIDD's validation blocks, uint8 (images, blocks, H, W, 3) each."""
+
+    def case(i: int, j: int) -> Case:
+        def load() -> tuple[np.ndarray, np.ndarray]:
+            return clean[i, j].astype(np.float32) / 255, noisy[i, j].astype(np.float32) / 255
+
+        return Case(f"image {i} block {j}", load, None, "pairs")
+
+    return [case(i, j) for i in range(noisy.shape[0]) for j in range(noisy.shape[1])]
+
+
+def score_cases(
+    title: str,
+    cases: Sequence[Case],
+    denoisers: Mapping[str, Denoiser],
+    *,
+    bm3d_variants: Mapping[str, bm3d.Variant],
+    bm3d_sigma: str,
+    bm3d_images: int | None,
+    device: torch.device,
+    self_ensemble: bool = False,
+    workers: int | None = None,
+    draw: Callable[[Case, dict[str, np.ndarray], np.ndarray], None] | None = None,
+    panels: int = 0,
+    track: Track = silent,
+) -> Result:
+    """Denoise every case with every method and score it.
+
+    Args:
+        title: of the result.
+        cases: of one protocol.
+        denoisers: networks by method name.
+        bm3d_variants: BM3D variants by method name.
+        bm3d_sigma: `given` (the noise that was added), `oracle` (from the clean image) or `estimated`.
+        bm3d_images: BM3D only on the first so many cases, which takes seconds an image; None for all.
+        device: where the networks run.
+        self_ensemble: mean over the eight orientations (networks only).
+        workers: processes for BM3D.
+        draw: called for the first `panels` cases with the images by method and the clean one.
+        panels: how many to draw.
+        track: progress.
+
+    Raises:
+        InputError: an image that cannot be used.
+    """
+    protocol = cases[0].protocol
+    # Real noise is scored as the standard protocol scores: on 8 bits.
+    finishing = "standard" if protocol == "pairs" else protocol
+    chosen = cases[:bm3d_images] if bm3d_variants else []
+    by_bm3d: dict[str, list[np.ndarray]] = {}
+    if chosen:
+        loaded = [case.load() for case in chosen]
+        sigmas = [
+            _bm3d_sigma(bm3d_sigma, case, clean, noisy)
+            for case, (clean, noisy) in zip(chosen, loaded, strict=True)
+        ]
+        for name, variant in bm3d_variants.items():
+            by_bm3d[name] = bm3d.denoise_many(
+                [noisy for _, noisy in loaded],
+                sigmas,
+                variant=variant,
+                workers=workers,
+                track=track,
+            )
+    for denoiser in denoisers.values():
+        denoiser.module.to(device)
+    rows = []
+    for number, case in enumerate(track(cases, title, len(cases))):
+        clean, noisy = case.load()
+        if min(clean.shape[:2]) < 11:
+            raise InputError(
+                f"{case.name}: {clean.shape[0]} x {clean.shape[1]} is too small to score"
+            )
+        images = {"noisy": noisy}
+        for name, denoiser in denoisers.items():
+            images[name] = denoise_pixels(
+                denoiser, noisy, device=device, self_ensemble=self_ensemble
+            )
+        for name, outputs in by_bm3d.items():
+            if number < len(outputs):
+                images[name] = outputs[number]
+        for name, image in images.items():
+            if name != "noisy":
+                images[name] = finish(image, finishing)
+            rows.append(Row(case.name, name, **image_scores(clean, images[name], data_range=1)))
+        if draw is not None and number < panels:
+            draw(case, images, clean)
+    return Result(title, protocol, rows)
+
+
+def _bm3d_sigma(how: str, case: Case, clean: np.ndarray, noisy: np.ndarray) -> float:
+    if how == "estimated":
+        return bm3d.estimate_sigma(noisy)
+    if how == "oracle" or case.sigma is None:
+        return bm3d.oracle_sigma(noisy, clean)
+    return image_units(case.sigma)
+
+
+def to_json(results: Sequence[Result], details: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything, per image and mean."""
+    return {
+        **details,
+        "ssim": SSIM_SETTINGS,
+        "results": [
+            {
+                "title": result.title,
+                "protocol": PROTOCOL_NOTES[result.protocol],
+                "means": [
+                    {"method": method, "images": count, **scores}
+                    for method, count, scores in result.means()
+                ],
+                "images": {method: result.scores(method) for method in result.methods()},
+            }
+            for result in results
+        ],
+    }
+
+
+def to_csv(results: Sequence[Result]) -> str:
+    """One row per noise level, image and method."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["data", "protocol", "image", "method", "psnr", "ssim"])
+    for result in results:
+        for row in result.rows:
+            writer.writerow(
+                [
+                    result.title,
+                    result.protocol,
+                    row.image,
+                    row.method,
+                    f"{row.psnr:.4f}",
+                    f"{row.ssim:.5f}",
+                ]
+            )
+    return text.getvalue()
+
+
+def to_markdown(results: Sequence[Result], label: Callable[[str], str]) -> str:
+    """Means for reading, a table per noise level."""
+    lines = []
+    for result in results:
+        lines += [
+            f"### {result.title}",
+            "",
+            f"{PROTOCOL_NOTES[result.protocol]}. {SSIM_SETTINGS}.",
+            "",
+            "| method | images | PSNR (dB) | SSIM |",
+            "| --- | --- | --- | --- |",
+        ]
+        lines += [
+            f"| {label(method)} | {count} | {scores['psnr']:.2f} | {scores['ssim']:.4f} |"
+            for method, count, scores in result.means()
+        ]
+        lines.append("")
+    return "\n".join(lines)

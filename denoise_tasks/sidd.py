@@ -1,0 +1,572 @@
+"""SIDD (Abdelhamed, Lin and Brown, CVPR 2018) and other noisy/clean pairs; SIDD's benchmark files.
+
+Pairs are listed and checked by their names and headers alone. The benchmark's noisy blocks come as
+one MATLAB array (images, blocks per image, 256, 256, 3) of uint8 and go back as one of two forms:
+
+`.csv`, the present board: columns ID and BLOCK, ID = blocks per image * image + block, from 0, BLOCK
+the base64 of the block's bytes, row by row, red, green, blue within a pixel.
+
+`.mat`, the older board, as its MATLAB kit saves it: `DenoisedBlocksSrgb`, a cell array of images x
+blocks, each uint8 (256, 256, 3); `TimeMPSrgb`, seconds for 1024 x 1024 pixels; `OptionalData`, a
+struct of texts (MethodName, Authors ...). Many people sent one array (images, blocks, 256, 256, 3) in
+the place of the cells, so that is read too.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import csv
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denoise_tasks.picture_files import list_pictures, picture_size
+from img2img_recon.errors import InputError
+from img2img_recon.files import atomic_path
+
+Blocks = NDArray[np.uint8]
+
+BENCHMARK_KEY = "BenchmarkNoisyBlocksSrgb"
+VALIDATION_KEYS = ("ValidationNoisyBlocksSrgb", "ValidationGtBlocksSrgb")
+DENOISED_KEY, TIME_KEY, OPTIONAL_KEY = "DenoisedBlocksSrgb", "TimeMPSrgb", "OptionalData"
+IMAGES, PER_IMAGE = 40, 32
+BLOCK_SHAPE = (256, 256, 3)
+BLOCK_BYTES = 256 * 256 * 3
+
+# What stems end in; "real" and "mean" are PolyU's own words.
+NOISY_WORDS = ("noisy", "real")
+CLEAN_WORDS = ("clean", "gt", "mean")
+FOLDER_IS_NOISY = {"noisy": True, "clean": False, "gt": False}
+SHOWN_NAMES = 8
+
+_SCENE_FOLDER = re.compile(r"\d{4}_(\d{3})_")
+_SIDD_FILE = re.compile(r"(?:\d{4}_)?(NOISY|GT)_SRGB_(\d{3})\.png", re.IGNORECASE)
+_SUFFIX = re.compile(rf"(.+)[_-]({'|'.join(NOISY_WORDS + CLEAN_WORDS)})", re.IGNORECASE)
+
+
+class Pair(NamedTuple):
+    """A noisy picture and its clean version, equal in size.
+
+    Attributes:
+        name: unique among the pairs listed with it.
+        scene: what it shows; pairs of one scene belong on one side of a split.
+        noisy: the noisy picture's file.
+        clean: the clean picture's file.
+    """
+
+    name: str
+    scene: str
+    noisy: Path
+    clean: Path
+
+
+def list_sidd(folder: Path) -> list[Pair]:
+    """Pairs of `SIDD_Small_sRGB_Only` (or Medium), sorted by name.
+
+    `Data/<nnnn_sss_...>/NOISY_SRGB_010.PNG` and `GT_SRGB_010.PNG`, where sss is the scene; the names
+    may begin with `nnnn_`.
+
+    Args:
+        folder: the set's folder, or its `Data`.
+
+    Raises:
+        InputError: no such folder, no scene in it, a file without its partner, different sizes.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    data = folder / "Data" if (folder / "Data").is_dir() else folder
+    sides: _Sides = defaultdict(dict)
+    scenes: dict[str, str] = {}
+    for scene_folder in sorted(path for path in data.iterdir() if path.is_dir()):
+        matched = _SCENE_FOLDER.match(scene_folder.name)
+        for path in sorted(scene_folder.iterdir()) if matched else ():
+            kind = _SIDD_FILE.fullmatch(path.name)
+            if matched and kind:
+                name = f"{scene_folder.name}_{kind[2]}"
+                scenes[name] = matched[1]
+                _add(sides, name, kind[1].lower() == "noisy", path)
+    if not sides:
+        raise InputError(
+            f"{data}: no scene of SIDD in it, expected folders such as 0001_001_S6_00100_00060_3200_L "
+            "with NOISY_SRGB_010.PNG and GT_SRGB_010.PNG"
+        )
+    return _checked(Pair(name, scenes[name], *_both(sides[name])) for name in sorted(sides))
+
+
+def list_pairs(folder: Path) -> list[Pair]:
+    """Pairs of any folder of noisy and clean pictures, sorted by name; other pictures are left out.
+
+    Two ways to tell the sides, at any depth: names such as `book_3_noisy.png` and `book_3_clean.png`
+    (or _gt; _real and _mean as PolyU has them), or folders `noisy` and `clean` (or gt) with equal
+    names. The scene is the folder that both are in; where that is the given folder itself, it is the
+    name without its trailing number.
+
+    Raises:
+        InputError: no such folder, no pair in it, a picture without its partner or with two, different
+            sizes.
+    """
+    folder = Path(folder)
+    sides: _Sides = defaultdict(dict)
+    for path in list_pictures(folder):
+        found = _side(path.relative_to(folder))
+        if found:
+            _add(sides, found[0].as_posix(), found[1], path)
+    if not sides:
+        raise InputError(
+            f"{folder}: no noisy/clean pair in it, expected names ending in _noisy and _clean (or _gt), "
+            "or folders noisy and clean (or gt) with equal names"
+        )
+    stems = Counter(PurePath(key).name for key in sides)
+    repeated = max(stems.values()) > 1
+    return _checked(
+        Pair(key if repeated else PurePath(key).name, _scene(PurePath(key)), *_both(sides[key]))
+        for key in sorted(sides)
+    )
+
+
+def _side(path: PurePath) -> tuple[PurePath, bool] | None:
+    """What both pictures of a pair have in common, and whether this is the noisy one."""
+    named = _SUFFIX.fullmatch(path.stem)
+    stem, noisy = (named[1], named[2].lower() in NOISY_WORDS) if named else (path.stem, None)
+    parts = path.parent.parts
+    for place in reversed(range(len(parts))):
+        in_noisy = FOLDER_IS_NOISY.get(parts[place].lower())
+        # A picture that says otherwise than the folder is in a folder that only happens to be called so.
+        if in_noisy is not None and noisy in (None, in_noisy):
+            return PurePath(*parts[:place], *parts[place + 1 :], stem), in_noisy
+    return None if noisy is None else (path.with_name(stem), noisy)
+
+
+def _scene(key: PurePath) -> str:
+    if key.parent != PurePath("."):
+        return key.parent.as_posix()
+    return re.sub(r"[\s_-]*\d+$", "", key.name) or key.name
+
+
+_Sides = defaultdict[str, dict[bool, Path]]
+
+
+def _add(sides: _Sides, key: str, noisy: bool, path: Path) -> None:
+    other = sides[key].setdefault(noisy, path)
+    if other != path:
+        kind = "noisy" if noisy else "clean"
+        raise InputError(f"{path}: a second {kind} picture beside {other.name}, expected one")
+
+
+def _both(pair: Mapping[bool, Path]) -> tuple[Path, Path]:
+    for noisy, missing in ((True, "clean"), (False, "noisy")):
+        if (not noisy) not in pair:
+            raise InputError(f"{pair[noisy]}: its {missing} partner is missing")
+    return pair[True], pair[False]
+
+
+def _checked(pairs: Iterable[Pair]) -> list[Pair]:
+    checked = []
+    for pair in pairs:
+        noisy, clean = picture_size(pair.noisy), picture_size(pair.clean)
+        if noisy != clean:
+            raise InputError(
+                f"{pair.noisy}: is {_size(noisy)}, its clean partner {pair.clean.name} {_size(clean)}"
+            )
+        checked.append(pair)
+    return checked
+
+
+def _size(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _some(names: Sequence[object]) -> str:
+    shown = ", ".join(map(str, names[:SHOWN_NAMES]))
+    return shown + (f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else "")
+
+
+def _scene_key(scene: str) -> int | str:
+    return int(scene) if re.fullmatch(r"[0-9]+", scene) else scene
+
+
+def split_scenes(pairs: Sequence[Pair], val_scenes: Sequence[str]) -> tuple[list[Pair], list[Pair]]:
+    """Split pairs into training and validation ones, by scene.
+
+    Args:
+        pairs: the pairs.
+        val_scenes: scenes to hold out; numbers are compared as such, 6 is 006.
+
+    Returns:
+        (training, validation) pairs, each in the given order.
+
+    Raises:
+        InputError: scenes that no pair has, or a side without pairs.
+    """
+    there = {_scene_key(pair.scene): pair.scene for pair in pairs}
+    unknown = [scene for scene in val_scenes if _scene_key(scene) not in there]
+    if unknown:
+        raise InputError(
+            f"--val_scenes: no scene {_some(unknown)}, there are {_some(sorted(there.values()))}"
+        )
+    held = {_scene_key(scene) for scene in val_scenes}
+    val = [pair for pair in pairs if _scene_key(pair.scene) in held]
+    train = [pair for pair in pairs if _scene_key(pair.scene) not in held]
+    if not val:
+        raise InputError(
+            f"--val_scenes: none given, nothing to validate on; there are {_some(sorted(there.values()))}"
+        )
+    if not train:
+        raise InputError(
+            f"--val_scenes: {_some(list(val_scenes))} are all scenes, none is left to train on"
+        )
+    return train, val
+
+
+class _Variable(NamedTuple):
+    shape: tuple[int, ...]
+    kind: str
+
+
+class _MatFile:
+    """A MATLAB file, of version 5 to 7.2 or 7.3 (HDF5): what is in it, and one variable at a time.
+
+    Attributes:
+        variables: shape and MATLAB class of the variables, by name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import h5py
+
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise InputError(f"{path}: no such file")
+        with self._naming():
+            self.hdf5 = bool(h5py.is_hdf5(self.path))
+            self.variables = dict(self._hdf5_variables() if self.hdf5 else self._mat5_variables())
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except InputError:
+            raise
+        # A broken file makes the readers raise nearly anything.
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(
+                f"{self.path}: cannot be read as a MATLAB file ({reason[:120]})"
+            ) from None
+
+    def _mat5_variables(self) -> Iterator[tuple[str, _Variable]]:
+        from scipy.io import whosmat
+
+        for name, shape, kind in whosmat(self.path, appendmat=False):
+            if not name.startswith("__"):
+                yield name, _Variable(tuple(shape), kind)
+
+    def _hdf5_variables(self) -> Iterator[tuple[str, _Variable]]:
+        import h5py
+
+        with h5py.File(self.path, "r") as file:
+            for name, item in file.items():
+                if name.startswith(("#", "__")):
+                    continue
+                if isinstance(item, h5py.Group):
+                    yield name, _Variable((1, 1), "struct")
+                    continue
+                kind = item.attrs.get("MATLAB_class", str(item.dtype).encode())
+                # MATLAB counts columns first: its axes come out in reverse order.
+                text = kind.decode() if isinstance(kind, bytes) else str(kind)
+                yield name, _Variable(item.shape[::-1], text)
+
+    def read(self, name: str) -> NDArray[Any]:
+        """One variable; a cell array as an object array of arrays."""
+        with self._naming():
+            if not self.hdf5:
+                from scipy.io import loadmat
+
+                return loadmat(self.path, variable_names=[name], appendmat=False)[name]
+            import h5py
+
+            with h5py.File(self.path, "r") as file:
+                item = file[name]
+                if self.variables[name].kind != "cell":
+                    return np.ascontiguousarray(item[()].T)
+                references = item[()].T
+                cells = np.empty(references.shape, dtype=object)
+                for place, reference in np.ndenumerate(references):
+                    cells[place] = np.ascontiguousarray(file[reference][()].T)
+                return cells
+
+
+def _expected(blocks: int, per_image: int) -> tuple[int, ...]:
+    return (blocks, per_image, *BLOCK_SHAPE)
+
+
+def _read_blocks(path: Path, key: str, expected: tuple[int, ...], any_name: bool) -> Blocks:
+    file = _MatFile(path)
+    wanted = _Variable(expected, "uint8")
+    if key not in file.variables and any_name:
+        fitting = [name for name, variable in file.variables.items() if variable == wanted]
+        key = fitting[0] if len(fitting) == 1 else key
+    if key not in file.variables:
+        there = _some([f"{name} {v.kind} {v.shape}" for name, v in file.variables.items()])
+        raise InputError(
+            f"{path}: no {key} in it, expected uint8 {expected}; there is {there or 'nothing'}"
+        )
+    found = file.variables[key]
+    if found != wanted:
+        raise InputError(f"{path}: {key} is {found.kind} {found.shape}, expected uint8 {expected}")
+    return file.read(key)
+
+
+def read_benchmark(
+    path: Path, key: str = BENCHMARK_KEY, *, blocks: int = IMAGES, per_image: int = PER_IMAGE
+) -> Blocks:
+    """The benchmark's noisy blocks, uint8 (images, blocks per image, 256, 256, 3).
+
+    Args:
+        path: `BenchmarkNoisyBlocksSrgb.mat`.
+        key: the variable.
+        blocks: images that the blocks are cut from, 40.
+        per_image: blocks per image, 32.
+
+    Raises:
+        InputError: no such file, not a MATLAB file, no such variable, another shape or type.
+    """
+    return _read_blocks(path, key, _expected(blocks, per_image), any_name=False)
+
+
+def read_validation(
+    noisy: Path, clean: Path, *, blocks: int = IMAGES, per_image: int = PER_IMAGE
+) -> tuple[Blocks, Blocks]:
+    """Noisy and clean validation blocks, each uint8 (images, blocks per image, 256, 256, 3).
+
+    Args:
+        noisy: `ValidationNoisyBlocksSrgb.mat`; a variable of another name will do when it is the only
+            one of the right shape and type.
+        clean: `ValidationGtBlocksSrgb.mat`, likewise.
+        blocks: images that the blocks are cut from, 40.
+        per_image: blocks per image, 32.
+
+    Raises:
+        InputError: as `read_benchmark`, or the same blocks twice.
+    """
+    expected = _expected(blocks, per_image)
+    first = _read_blocks(noisy, VALIDATION_KEYS[0], expected, any_name=True)
+    second = _read_blocks(clean, VALIDATION_KEYS[1], expected, any_name=True)
+    if np.array_equal(first, second):
+        raise InputError(f"{clean}: holds the same blocks as {noisy}, expected the clean ones")
+    return first, second
+
+
+def to_bytes(blocks: NDArray[Any]) -> Blocks:
+    """Blocks in [0, 1] as uint8, clipped and rounded; uint8 as it is.
+
+    Raises:
+        InputError: values that are not finite, or of another type.
+    """
+    if blocks.dtype == np.uint8:
+        return blocks
+    if not np.issubdtype(blocks.dtype, np.floating):
+        raise InputError(
+            f"denoised blocks: hold {blocks.dtype}, allowed: floats in [0, 1] or uint8"
+        )
+    rounded = np.empty(blocks.shape, dtype=np.uint8)
+    # Image by image: all blocks as float64 would take 2 GB.
+    for place, image in enumerate(blocks):
+        if not np.isfinite(image).all():
+            raise InputError(f"denoised blocks: image {place} holds NaN or infinite values")
+        rounded[place] = np.rint(np.clip(image, 0, 1).astype(np.float64) * 255)
+    return rounded
+
+
+def check_submission_path(path: Path, overwrite: bool = False) -> None:
+    """Check before any work that a submission can get this name.
+
+    Raises:
+        InputError: neither .csv nor .mat, or there already.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".csv", ".mat"):
+        raise InputError(f"{path}: a submission ends in .csv or .mat")
+    if path.is_dir():
+        raise InputError(f"{path}: a folder, expected the name of a file")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path}: exists; --overwrite replaces it")
+
+
+def write_submission(
+    path: Path,
+    blocks: NDArray[Any],
+    seconds_per_megapixel: float = 0.0,
+    overwrite: bool = False,
+    optional_data: Mapping[str, str] | None = None,
+) -> None:
+    """Write denoised blocks for the board, whole or not at all.
+
+    Args:
+        path: `SubmitSrgb.csv`, or `SubmitSrgb.mat` for the older board.
+        blocks: (images, blocks per image, 256, 256, 3), floats in [0, 1] or uint8.
+        seconds_per_megapixel: time of denoising 1024 x 1024 pixels; `.mat` alone has it.
+        overwrite: replace a file.
+        optional_data: texts on the method, such as MethodName and Authors; `.mat` alone has them.
+
+    Raises:
+        InputError: a name with another ending, a file that exists, another shape or type, a time that
+            is not a number, or a folder that cannot be written to.
+    """
+    path = Path(path)
+    check_submission_path(path, overwrite)
+    if blocks.ndim != 5 or blocks.shape[2:] != BLOCK_SHAPE or blocks.size == 0:
+        raise InputError(
+            f"denoised blocks: shape {blocks.shape}, expected (images, blocks, 256, 256, 3)"
+        )
+    if not (np.isfinite(seconds_per_megapixel) and seconds_per_megapixel >= 0):
+        raise InputError(
+            f"seconds per megapixel: given {seconds_per_megapixel}, allowed: 0 or more"
+        )
+    finished = to_bytes(blocks)
+    try:
+        with atomic_path(path) as temporary:
+            if path.suffix.lower() == ".csv":
+                _write_csv(temporary, finished)
+            else:
+                _write_mat(temporary, finished, seconds_per_megapixel, optional_data or {})
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def _write_csv(path: Path, blocks: Blocks) -> None:
+    with path.open("w", newline="", encoding="ascii") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("ID", "BLOCK"))
+        for number, block in enumerate(blocks.reshape(-1, *BLOCK_SHAPE)):
+            writer.writerow((number, base64.b64encode(block.tobytes()).decode("ascii")))
+
+
+def _write_mat(
+    path: Path, blocks: Blocks, seconds: float, optional_data: Mapping[str, str]
+) -> None:
+    from scipy.io import savemat
+
+    cells = np.empty(blocks.shape[:2], dtype=object)
+    for place in np.ndindex(*cells.shape):
+        cells[place] = blocks[place]
+    # A struct needs a field.
+    texts = dict(optional_data) or {"MethodName": ""}
+    with path.open("wb") as file:
+        savemat(file, {DENOISED_KEY: cells, TIME_KEY: float(seconds), OPTIONAL_KEY: texts})
+
+
+def read_submission(path: Path, blocks: int = IMAGES, per_image: int = PER_IMAGE) -> Blocks:
+    """The blocks of a submission in either form, uint8 (images, blocks per image, 256, 256, 3).
+
+    Args:
+        path: a `.csv` or `.mat` file.
+        blocks: images that the blocks are cut from, 40.
+        per_image: blocks per image, 32.
+
+    Raises:
+        InputError: the first thing that the board would not understand.
+    """
+    path = Path(path)
+    check_submission_path(path, overwrite=True)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    result = np.empty(_expected(blocks, per_image), dtype=np.uint8)
+    fill = _fill_from_csv if path.suffix.lower() == ".csv" else _fill_from_mat
+    fill(path, result)
+    return result
+
+
+def validate_submission(path: Path, blocks: int = IMAGES, per_image: int = PER_IMAGE) -> None:
+    """Check a submission in either form; see `read_submission`."""
+    read_submission(path, blocks, per_image)
+
+
+def _fill_from_csv(path: Path, result: Blocks) -> None:
+    rows = result.reshape(-1, *BLOCK_SHAPE)
+    seen: set[int] = set()
+    try:
+        # The csv module's limit on a field is below a block's length, and is one for the whole program.
+        with path.open(encoding="ascii", newline=None) as file:
+            header = file.readline().rstrip("\n")
+            if header != "ID,BLOCK":
+                raise InputError(f"{path}: the first line is {header[:40]!r}, expected 'ID,BLOCK'")
+            for line, text in enumerate(file, start=2):
+                if text.strip():
+                    where = f"{path}, line {line}"
+                    number, block = _decode_row(text.rstrip("\n"), len(rows), where)
+                    if number in seen:
+                        raise InputError(f"{where}: ID {number} is there twice")
+                    seen.add(number)
+                    rows[number] = block
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text file of ID,BLOCK") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    missing = sorted(set(range(len(rows))) - seen)
+    if missing:
+        raise InputError(f"{path}: {len(missing)} of {len(rows)} IDs are missing: {_some(missing)}")
+
+
+def _decode_row(text: str, count: int, where: str) -> tuple[int, Blocks]:
+    fields = [field.strip().strip('"') for field in text.split(",")]
+    if len(fields) != 2:
+        raise InputError(f"{where}: {len(fields)} columns, expected ID,BLOCK")
+    number, encoded = fields
+    if not re.fullmatch(r"[0-9]+", number) or int(number) >= count:
+        raise InputError(f"{where}: ID is {number[:20]!r}, allowed: 0 to {count - 1}")
+    try:
+        content = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"{where}: BLOCK of ID {number} is not base64 ({error})") from None
+    if len(content) != BLOCK_BYTES:
+        raise InputError(
+            f"{where}: BLOCK of ID {number} holds {len(content)} bytes, expected {BLOCK_BYTES} "
+            "(256 x 256 x 3)"
+        )
+    return int(number), np.frombuffer(content, dtype=np.uint8).reshape(BLOCK_SHAPE)
+
+
+def _fill_from_mat(path: Path, result: Blocks) -> None:
+    file = _MatFile(path)
+    for key in (DENOISED_KEY, TIME_KEY, OPTIONAL_KEY):
+        if key not in file.variables:
+            there = _some(list(file.variables)) or "nothing"
+            raise InputError(f"{path}: no {key} in it; there is {there}")
+    if file.variables[OPTIONAL_KEY].kind != "struct":
+        kind = file.variables[OPTIONAL_KEY].kind
+        raise InputError(f"{path}: {OPTIONAL_KEY} is {kind}, expected a struct")
+    seconds = file.read(TIME_KEY)
+    if (
+        seconds.size != 1
+        or not np.issubdtype(seconds.dtype, np.number)
+        or not (np.isfinite(seconds).all() and (seconds >= 0).all())
+    ):
+        raise InputError(f"{path}: {TIME_KEY} is not a number of seconds, 0 or more")
+    shape, kind = file.variables[DENOISED_KEY]
+    if kind != "cell":
+        if (shape, kind) != (result.shape, "uint8"):
+            raise InputError(
+                f"{path}: {DENOISED_KEY} is {kind} {shape}, expected uint8 {result.shape} or a cell "
+                f"array {result.shape[:2]}"
+            )
+        result[...] = file.read(DENOISED_KEY)
+        return
+    if shape != result.shape[:2]:
+        raise InputError(
+            f"{path}: {DENOISED_KEY} is a cell array {shape}, expected {result.shape[:2]}"
+        )
+    for place, block in np.ndenumerate(file.read(DENOISED_KEY)):
+        if block.shape != BLOCK_SHAPE or block.dtype != np.uint8:
+            raise InputError(
+                f"{path}: {DENOISED_KEY} cell {place} is {block.dtype} {block.shape}, expected uint8 "
+                f"{BLOCK_SHAPE} (counted from 0)"
+            )
+        result[place] = block

@@ -1,0 +1,179 @@
+"""The pictures of the untrained-network study. They are written to files and never shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from denoise_tasks.untrained_study import TARGET_LABELS, TARGETS, Fit, Image, Scene, Target, psnr_of
+from img2img_recon.errors import InputError
+from img2img_recon.files import atomic_path
+from img2img_recon.plots import DOTS_PER_INCH, label_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Fits = Mapping[str, Mapping[Target, Fit]]
+
+STRIP_CELL_INCHES = 1.35
+COLOURS = {
+    "img2img_mixer": "tab:red",
+    "unet": "tab:blue",
+    "vit": "tab:green",
+    "original_mixer": "tab:orange",
+}
+
+
+def curves_figure(path: Path, fits: Fits, scene: Scene, bm3d: Image) -> None:
+    """Draw the three curves: error against iteration, a panel per target and a line per network.
+
+    Both axes are logarithmic, iterations are counted from 1 for that. Picture and noise are compared with
+    themselves; the sum is compared with the clean picture, its dot is the best iterate.
+
+    Args:
+        path: the PNG to write.
+        fits: of every network, by target.
+        scene: picture and noise.
+        bm3d: BM3D's result on the sum, (H, W).
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    figure = _new_figure(13.5, 4.2)
+    axes = figure.subplots(1, 3)
+    for axis, target in zip(axes, TARGETS, strict=True):
+        for model, by_target in fits.items():
+            curve = by_target[target].mse_reference
+            steps = np.arange(1, curve.size + 1)
+            colour = COLOURS.get(model)
+            axis.loglog(steps, curve, color=colour, label=label_of(model), linewidth=1.4)
+            if target == "noisy":
+                best = by_target[target].best_iteration
+                axis.plot(steps[best], curve[best], "o", color=colour, markersize=5)
+        flat = float(scene.reference(target).var())
+        axis.axhline(flat, color="0.6", linestyle=":", linewidth=1, label="one flat grey")
+        if target == "noisy":
+            for name, image, style in (("noisy", scene.noisy, "--"), ("bm3d", bm3d, "-.")):
+                error = _mse(image, scene.image)
+                axis.axhline(error, color="k", linestyle=style, linewidth=1, label=label_of(name))
+        compared = "noise" if target == "noise" else "clean image"
+        axis.set_title(f"fitted to {TARGET_LABELS[target]}", fontsize=10)
+        axis.set_xlabel("iteration", fontsize=9)
+        axis.set_ylabel(f"mean squared error to the {compared}", fontsize=9)
+        axis.grid(which="major", alpha=0.3)
+        axis.tick_params(labelsize=8, which="both")
+        if target != "noise":
+            _psnr_axis(axis)
+    axes[2].legend(fontsize=7, loc="best")
+    figure.tight_layout()
+    _write(figure, path)
+
+
+def strip_figure(
+    path: Path, fits: Fits, scene: Scene, bm3d: Image, iterations: tuple[int, ...]
+) -> None:
+    """Draw what the networks show on their way to picture plus noise, a row per network.
+
+    The first row is the clean picture, the noisy one and BM3D's; the last column is the best iterate.
+    All are drawn in the window from 0 to 1, with the PSNR to the clean picture under each.
+
+    Args:
+        path: the PNG to write.
+        fits: of every network, by target.
+        scene: picture and noise.
+        bm3d: BM3D's result, (H, W).
+        iterations: which iterations the fits have kept.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    columns = max(len(iterations) + 1, 3)
+    cell = STRIP_CELL_INCHES
+    figure = _new_figure(columns * cell + 0.3, (len(fits) + 1) * (cell + 0.36))
+    axes = figure.subplots(len(fits) + 1, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, (name, image) in zip(
+        axes[0], {"clean": scene.image, "noisy": scene.noisy, "BM3D": bm3d}.items(), strict=False
+    ):
+        _cell(axis, image, scene.image, name)
+    for row, (model, by_target) in zip(axes[1:], fits.items(), strict=True):
+        fit = by_target["noisy"]
+        for axis, image, iteration in zip(row, fit.shown, iterations, strict=False):
+            _cell(axis, image, scene.image, f"iteration {iteration}")
+        _cell(row[len(iterations)], fit.best, scene.image, f"best: {fit.best_iteration}")
+        row[0].text(
+            -0.06,
+            0.5,
+            label_of(model),
+            transform=row[0].transAxes,
+            rotation=90,
+            ha="right",
+            va="center",
+            fontsize=8,
+        )
+    figure.subplots_adjust(
+        left=0.3 / (columns * cell + 0.3),
+        right=0.995,
+        top=0.965,
+        bottom=0.035,
+        wspace=0.04,
+        hspace=0.3,
+    )
+    _write(figure, path)
+
+
+def _cell(axis: Axes, image: Image, clean: Image, title: str) -> None:
+    axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axis.set_title(title, fontsize=7, pad=2)
+    error = _mse(image, clean)
+    score = f"{psnr_of(error):.1f} dB" if error else ""
+    axis.text(0.5, -0.02, score, transform=axis.transAxes, ha="center", va="top", fontsize=7)
+
+
+def _mse(image: NDArray[np.floating], reference: NDArray[np.floating]) -> float:
+    return float(np.mean(np.square(image.astype(np.float64) - reference)))
+
+
+def _psnr_axis(axis: Axes) -> None:
+    """Show the same curve's PSNR on the right: the error's logarithm, in dB."""
+
+    def psnr(mse: ArrayLike) -> NDArray[np.floating]:
+        # matplotlib tries 0 and below while it lays the axis out.
+        return -10 * np.log10(np.maximum(mse, 1e-30))
+
+    def mse(decibel: ArrayLike) -> NDArray[np.floating]:
+        return 10 ** (-np.asarray(decibel, dtype=np.float64) / 10)
+
+    from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+
+    right = axis.secondary_yaxis("right", functions=(psnr, mse))
+    right.set_yscale("linear")
+    right.yaxis.set_major_locator(MaxNLocator(8))
+    right.yaxis.set_major_formatter(ScalarFormatter())
+    right.yaxis.set_minor_formatter(NullFormatter())
+    right.tick_params(labelsize=8)
+    right.set_ylabel("PSNR (dB)", fontsize=9)
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # Without pyplot: no figure is registered globally and no display is ever asked for.
+    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _write(figure: Figure, path: Path) -> None:
+    try:
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None

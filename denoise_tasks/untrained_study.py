@@ -1,0 +1,430 @@
+"""The inductive-bias study: how fast an untrained network fits a picture, noise, and their sum.
+
+A network's weights are fitted by gradient descent until its output for one fixed random input is one
+target; nothing else is ever seen. A network whose structure suits pictures fits a picture long before
+it fits noise. Fitted to picture plus noise, it then passes close to the clean picture on its way: its
+best iterate, compared with the clean picture, says how well that structure alone denoises.
+
+Published (arXiv:2202.02018 and its code): a grey picture of 256 x 256 divided by its maximum; Gaussian
+noise of half the picture's norm, never clipped; the input uniform in [0, 1), for the transformer in
+[-0.25, 0.25); the same first weights for all three targets; mean squared error; Adam without weight
+decay for 1,501 iterations, the learning rate halved after every 500; learning rates 1e-4 (mixer), 5e-3
+(U-Net), 1e-3 (transformer) and 5e-4 (original mixer); a transformer of 8 heads of 46 channels; the
+iterates drawn (`shown_iterations`).
+
+Our reading, where nothing is published: a U-Net of 30 channels, the paper's U-Net of about the mixer's
+size; scores on outputs that are not clipped, with a data range of 1; the whole of `--short`. Ours too,
+because the published picture is not at hand: which picture, and that a larger one is scaled down before
+its centre is cut out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from denoise_tasks.noise import image_units
+from img2img_recon.errors import InputError
+from img2img_recon.files import atomic_path
+from img2img_recon.plots import label_of
+from img2img_recon.progress import Track, silent
+from img2img_recon.runs import config_hash
+from img2img_recon.zoo import build_model, model_config
+
+Image = NDArray[np.float32]
+Target = Literal["image", "noise", "noisy"]
+
+TARGETS: tuple[Target, ...] = get_args(Target)
+TARGET_LABELS: dict[Target, str] = {"image": "image", "noise": "noise", "noisy": "image + noise"}
+NOISE_NORM_RATIO = 0.5
+# What the U-Net's four poolings and the patches of 4 need.
+MIN_SIZE, SIZE_MULTIPLE = 32, 4
+LUMINANCE = (0.299, 0.587, 0.114)
+# Shown from every fit, and these shares of the way to its last iteration.
+SHOWN_FIRST, SHOWN_SHARES = (0, 10, 50, 100), (7 / 15, 11 / 15, 1.0)
+
+
+class Contender(NamedTuple):
+    """One network of the study, in the published size and in the one for a laptop."""
+
+    zoo_name: str
+    options: Mapping[str, Any]
+    lr: float
+    short_options: Mapping[str, Any]
+    short_lr: float
+    input_range: tuple[float, float]
+    published_psnr: float
+
+
+CONTENDERS: dict[str, Contender] = {
+    "img2img_mixer": Contender(
+        "img2img_mixer_untrained",
+        {},
+        1e-4,
+        {"embed_dim": 64, "depth": 6, "mlp_ratio": 2},
+        1e-3,
+        (0, 1),
+        18.1,
+    ),
+    "unet": Contender("unet_c30", {}, 5e-3, {"chans": 8}, 5e-3, (0, 1), 20.2),
+    "vit": Contender(
+        "vit_h8",
+        {"embed_dim": 46 * 8},
+        1e-3,
+        {"embed_dim": 44 * 2, "num_heads": 2},
+        1e-3,
+        (-0.25, 0.25),
+        17.3,
+    ),
+    "original_mixer": Contender(
+        "original_mixer",
+        {},
+        5e-4,
+        {"embed_dim": 64, "depth": 4, "tokens_mlp_dim": 48, "channels_mlp_dim": 128},
+        1e-3,
+        (0, 1),
+        16.3,
+    ),
+}
+PUBLISHED_BM3D_PSNR = 23.5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What makes a study the study it is, besides its picture.
+
+    Args:
+        size: side of the square picture in pixels.
+        iterations: Adam steps of every fit; the learning rate is halved after each third.
+        sigma: standard deviation of the noise in [0, 255] units; None for half the picture's norm.
+        lr: first learning rate of all networks; None for each one's own.
+        seed: of noise, input and first weights.
+        short: networks for a laptop.
+
+    Raises:
+        InputError: a value that cannot be used; the flag is named.
+    """
+
+    size: int
+    iterations: int
+    sigma: float | None
+    lr: float | None
+    seed: int
+    short: bool
+
+    def __post_init__(self) -> None:
+        if self.size < MIN_SIZE or self.size % SIZE_MULTIPLE:
+            raise InputError(
+                f"--size: given {self.size}, allowed: multiples of {SIZE_MULTIPLE} "
+                f"from {MIN_SIZE} on"
+            )
+        if self.iterations < 1:
+            raise InputError(f"--iterations: given {self.iterations}, allowed: 1 or more")
+        if self.lr is not None and not 0 < self.lr <= 1:
+            raise InputError(f"--lr: given {self.lr:g}, allowed: more than 0, at most 1")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"--seed: given {self.seed}, allowed: 0 to {2**32 - 1}")
+
+    @property
+    def halve_every(self) -> int:
+        """Iterations between two halvings of the learning rate (500 of the published 1,501)."""
+        return max(self.iterations // 3, 1)
+
+    @property
+    def shown_iterations(self) -> tuple[int, ...]:
+        """Iterations whose output is kept; of 1,501 the published 0, 10, 50, 100, 700, 1100, 1500."""
+        last = self.iterations - 1
+        late = (round(share * last) for share in SHOWN_SHARES)
+        return tuple(sorted({i for i in SHOWN_FIRST if i < last} | set(late)))
+
+    def lr_of(self, model: str) -> float:
+        """The first learning rate of a network's fits."""
+        contender = CONTENDERS[model]
+        if self.lr is not None:
+            return self.lr
+        return contender.short_lr if self.short else contender.lr
+
+    def network_config(self, model: str) -> dict[str, Any]:
+        """All constructor arguments of one of the study's networks: grey, of the picture's size."""
+        contender = CONTENDERS[model]
+        options = {**contender.options, **(contender.short_options if self.short else {})}
+        options |= {"in_chans": 1, "out_chans": 1}
+        if "img_size" in model_config(contender.zoo_name):
+            options["img_size"] = self.size
+        return model_config(contender.zoo_name, **options)
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """The three targets. All are float32, (H, W), in units of the picture's maximum.
+
+    Args:
+        image: the clean picture, 0 to 1.
+        noise: what is added to it; not clipped, neither alone nor in the sum.
+    """
+
+    image: Image
+    noise: Image
+
+    @property
+    def noisy(self) -> Image:
+        """Picture plus noise."""
+        return self.image + self.noise
+
+    @property
+    def noise_std(self) -> float:
+        """The noise's root mean square, in units of the picture's maximum."""
+        return float(np.sqrt(np.mean(np.square(self.noise, dtype=np.float64))))
+
+    @property
+    def digest(self) -> str:
+        """Ten hexadecimal digits that tell pictures apart."""
+        return hashlib.sha256(np.ascontiguousarray(self.image).tobytes()).hexdigest()[:10]
+
+    def target(self, name: Target) -> Image:
+        """The target of that name."""
+        return {"image": self.image, "noise": self.noise, "noisy": self.noisy}[name]
+
+    def reference(self, name: Target) -> Image:
+        """What a fit to that target is compared with: the clean picture, for pure noise the noise."""
+        return self.noise if name == "noise" else self.image
+
+
+def luminance(pixels: NDArray[np.floating]) -> Image:
+    """Grey (H, W) of pixels (H, W, 1 or 3), as ITU-R BT.601 weighs red, green and blue."""
+    if pixels.shape[-1] == 1:
+        return pixels[..., 0].astype(np.float32)
+    return (pixels @ np.asarray(LUMINANCE)).astype(np.float32)
+
+
+def square_picture(grey: Image, size: int, name: str) -> Image:
+    """Scale a picture down until its shorter side is `size`, cut out the centre, divide by the maximum.
+
+    Args:
+        grey: (H, W), any range from 0 on.
+        size: side of the result in pixels.
+        name: what errors call the picture.
+
+    Returns:
+        float32 (size, size), 0 to 1.
+
+    Raises:
+        InputError: a picture that is smaller, or one flat grey.
+    """
+    from skimage.transform import resize
+
+    shorter = min(grey.shape)
+    if shorter < size:
+        raise InputError(
+            f"{name}: {grey.shape[1]} x {grey.shape[0]} pixels, smaller than --size {size}; "
+            "give a larger picture or a smaller --size"
+        )
+    if shorter > size:
+        shape = tuple(round(side * size / shorter) for side in grey.shape)
+        grey = resize(grey, shape, order=1, anti_aliasing=True)
+    top, left = ((side - size) // 2 for side in grey.shape)
+    centre = grey[top : top + size, left : left + size]
+    if centre.max() - centre.min() < 1e-3:
+        raise InputError(f"{name}: its centre is one flat grey; there is nothing to fit")
+    return (centre / centre.max()).astype(np.float32)
+
+
+def make_scene(image: Image, sigma: float | None, seed: int) -> Scene:
+    """Draw the noise of a study.
+
+    Args:
+        image: (H, W), 0 to 1.
+        sigma: standard deviation in [0, 255] units; None makes the noise's norm half the picture's.
+        seed: the same seed gives the same noise, scaled.
+    """
+    # numpy's legacy generator, which the published noise was drawn with (seed 1).
+    noise = np.random.RandomState(seed).standard_normal(image.shape)
+    if sigma is None:
+        noise *= NOISE_NORM_RATIO * np.linalg.norm(image) / np.linalg.norm(noise)
+    else:
+        noise *= image_units(sigma)
+    return Scene(image, noise.astype(np.float32))
+
+
+def psnr_of(mse: float) -> float:
+    """Peak signal-to-noise ratio in dB of a mean squared error, with a data range of 1."""
+    return float(-10 * np.log10(max(mse, np.finfo(np.float64).tiny)))
+
+
+class Fit(NamedTuple):
+    """One network fitted to one target.
+
+    Entry i of a curve belongs to the output after i Adam steps; entry 0 is the untrained network's.
+
+    Args:
+        mse_target: (iterations,), error to the target: what is minimised.
+        mse_reference: (iterations,), error to the clean picture; for pure noise, to the noise.
+        shown: (K, H, W), the outputs at `Settings.shown_iterations`.
+        best: (H, W), the output nearest to the reference.
+        parameters: number of weights.
+        seconds: time the fit took.
+    """
+
+    mse_target: NDArray[np.float32]
+    mse_reference: NDArray[np.float32]
+    shown: Image
+    best: Image
+    parameters: int
+    seconds: float
+
+    @property
+    def best_iteration(self) -> int:
+        """Adam steps to the output nearest to the reference."""
+        return int(self.mse_reference.argmin())
+
+    @property
+    def best_psnr(self) -> float:
+        """PSNR in dB of that output."""
+        return psnr_of(float(self.mse_reference.min()))
+
+    def iterations_to(self, level: float) -> int | None:
+        """Adam steps until the error to the target is at most `level`; None if it never is."""
+        below = np.flatnonzero(self.mse_target <= level)
+        return int(below[0]) if below.size else None
+
+
+def first_network(model: str, settings: Settings) -> nn.Module:
+    """The network with the first weights of its fits, which depend on the seed alone."""
+    config = settings.network_config(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return build_model(CONTENDERS[model].zoo_name, **config)
+
+
+def first_input(model: str, settings: Settings) -> Tensor:
+    """The fixed random input of a network's fits, (1, 1, size, size)."""
+    low, high = CONTENDERS[model].input_range
+    generator = torch.Generator().manual_seed(settings.seed)
+    shape = (1, 1, settings.size, settings.size)
+    return low + (high - low) * torch.rand(shape, generator=generator)
+
+
+def fit_network(
+    model: str,
+    target: Target,
+    scene: Scene,
+    settings: Settings,
+    *,
+    device: torch.device | None = None,
+    track: Track = silent,
+) -> Fit:
+    """Fit one network to one target from its first weights.
+
+    Args:
+        model: a key of `CONTENDERS`.
+        target: which target.
+        scene: picture and noise, (size, size).
+        settings: iterations, learning rate, seed.
+        device: where to compute; the CPU by default.
+        track: shows the iterations.
+
+    Raises:
+        InputError: the error is no longer a finite number: the learning rate is too high.
+    """
+    device = device or torch.device("cpu")
+    network = first_network(model, settings).to(device).train()
+    network_input = first_input(model, settings).to(device)
+    wanted = torch.from_numpy(scene.target(target)).to(device)[None, None]
+    reference = torch.from_numpy(scene.reference(target)).to(device)[None, None]
+    optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr_of(model))
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, settings.halve_every, gamma=0.5)
+    # The curves and the best output stay on the device: reading them out would stall every step.
+    curves = torch.zeros(2, settings.iterations, device=device)
+    best, least = torch.zeros_like(wanted), torch.full((), torch.inf, device=device)
+    shown: list[Tensor] = []
+    label = f"{label_of(model)}, {TARGET_LABELS[target]}"
+    start = time.perf_counter()
+    for iteration in track(range(settings.iterations), label, settings.iterations):
+        output = network(network_input)
+        loss = F.mse_loss(output, wanted)
+        with torch.no_grad():
+            error = F.mse_loss(output, reference)
+            curves[0, iteration], curves[1, iteration] = loss, error
+            best = torch.where(error < least, output, best)
+            least = torch.minimum(error, least)
+            if iteration in settings.shown_iterations:
+                shown.append(output.detach())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    mse_target, mse_reference = curves.cpu().numpy()
+    seconds = time.perf_counter() - start
+    broken = np.flatnonzero(~np.isfinite(mse_target))
+    if broken.size:
+        raise InputError(
+            f"--lr: with {settings.lr_of(model):g} the fit of {model} to {TARGET_LABELS[target]} "
+            f"diverged at iteration {broken[0]}; give a smaller one"
+        )
+    return Fit(
+        mse_target,
+        mse_reference,
+        torch.cat(shown)[:, 0].cpu().numpy(),
+        best[0, 0].cpu().numpy(),
+        sum(weight.numel() for weight in network.parameters()),
+        seconds,
+    )
+
+
+def fit_key(model: str, target: Target, scene: Scene, settings: Settings) -> str:
+    """What a stored fit must have been made with to be this one: a hash of everything that decides it."""
+    contender = CONTENDERS[model]
+    return config_hash(
+        asdict(settings)
+        | {
+            "lr": settings.lr_of(model),
+            "target": target,
+            "picture": scene.digest,
+            "network": contender.zoo_name,
+            "options": settings.network_config(model),
+            "input_range": contender.input_range,
+        }
+    )
+
+
+def save_fit(path: Path, fit: Fit, key: str) -> None:
+    """Write a fit as .npz, whole or not at all."""
+    with atomic_path(path) as temporary, temporary.open("wb") as handle:
+        np.savez_compressed(handle, key=np.array(key), **fit._asdict())
+
+
+def load_fit(path: Path, key: str) -> Fit | None:
+    """Read a fit; None if there is none.
+
+    Raises:
+        InputError: a file that is no fit, or a fit made with other settings than `key` stands for.
+    """
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            found = str(stored["key"])
+            arrays = {name: stored[name] for name in Fit._fields}
+    # numpy reports a foreign file as one of: BadZipFile, ValueError, KeyError, OSError, EOFError ...
+    except Exception as error:
+        raise InputError(
+            f"{path}: not a fit of this study ({type(error).__name__}); delete it or give "
+            "another --out"
+        ) from None
+    if found != key:
+        raise InputError(
+            f"{path}: made with other settings or another version of the networks; give another "
+            "--out, or --overwrite"
+        )
+    arrays |= {"parameters": int(arrays["parameters"]), "seconds": float(arrays["seconds"])}
+    return Fit(**arrays)
