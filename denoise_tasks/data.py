@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from denoise_tasks.images import PixelStore
-from denoise_tasks.noise import noise_seed, noisy_copy, prepare_clean
+from denoise_tasks.noise import Image, noise_seed, noisy_copy, prepare_clean
 from img2img_recon.errors import InputError
 from img2img_recon.loading import (
     ArrayLoader,
@@ -192,9 +192,15 @@ class EvalImages(Dataset):
         window = self.windows[number]
         rows = slice(window.top, window.top + window.height)
         columns = slice(window.left, window.left + window.width)
-        clean = self.clean.image(window.image)[rows, columns].astype(np.float32) / 255
+
+        def pixels(store: PixelStore) -> Image:
+            return np.asarray(
+                store.image(window.image)[rows, columns] / np.float32(255), np.float32
+            )
+
+        clean = pixels(self.clean)
         if self.noisy is not None:
-            return clean, self.noisy.image(window.image)[rows, columns].astype(np.float32) / 255
+            return clean, pixels(self.noisy)
         assert self.sigma is not None
         clean = prepare_clean(clean, self.protocol)
         name = self.clean.names[window.image]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR
 from torchmetrics import MeanMetric
@@ -119,15 +120,18 @@ class DenoisingModule(pl.LightningModule):
         self.validation_loss.reset()
         self.validation_psnr.reset()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam, halved at an epoch (published) or under a one-cycle schedule per step."""
         optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
         if self.halve_at_epoch is not None:
-            schedule = MultiStepLR(optimizer, [self.halve_at_epoch], gamma=0.5)
-            return {"optimizer": optimizer, "lr_scheduler": schedule}
+            halved = MultiStepLR(optimizer, [self.halve_at_epoch], gamma=0.5)
+            return {"optimizer": optimizer, "lr_scheduler": halved}
         # Not trainer.estimated_stepping_batches: it would start the loader before a resumed run
         # knows which epoch it is in and how far it has come.
         batches = self.trainer.datamodule.batches_per_epoch()  # type: ignore[attr-defined]
         steps = -(-batches // self.trainer.accumulate_grad_batches) * (self.trainer.max_epochs or 1)
-        scheduler = {"scheduler": one_cycle(optimizer, self.lr, max(steps, 2)), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        schedule = one_cycle(optimizer, self.lr, max(steps, 2))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }

@@ -203,7 +203,9 @@ def write_picture(
                 f"{path}: alpha of shape {like.alpha.shape}, expected {pixels.shape[:2]}"
             )
         planes.append(like.alpha[..., None])
-    samples = np.concatenate([_quantised(plane, bits, path) for plane in planes], axis=2)
+    quantised = [_quantised(plane, bits, path) for plane in planes]
+    # Networks give channels first: of their transposes numpy would keep the order in memory.
+    samples = np.ascontiguousarray(np.concatenate(quantised, axis=2))
     metadata = replace(
         like.metadata, icc_profile=_fitting(like.metadata.icc_profile, pixels.shape[2])
     )

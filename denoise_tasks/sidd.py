@@ -311,7 +311,12 @@ def _read_blocks(path: Path, key: str, expected: tuple[int, ...], any_name: bool
     file = _MatFile(path)
     wanted = _Variable(expected, "uint8")
     if key not in file.variables and any_name:
-        fitting = [name for name, variable in file.variables.items() if variable == wanted]
+        # Not under a name that says that it is another of SIDD's files.
+        fitting = [
+            name
+            for name, variable in file.variables.items()
+            if variable == wanted and name not in (BENCHMARK_KEY, *VALIDATION_KEYS)
+        ]
         key = fitting[0] if len(fitting) == 1 else key
     if key not in file.variables:
         there = _some([f"{name} {v.kind} {v.shape}" for name, v in file.variables.items()])
