@@ -231,7 +231,8 @@ def test_a_network_that_changes_nothing_changes_nothing(
     assert np.array_equal(after.pixels, before.pixels)
     assert after.bits == before.bits
     assert after.metadata == before.metadata
-    if before.alpha is not None:
+    assert (before.alpha is not None) == (after.alpha is not None) == alpha
+    if before.alpha is not None and after.alpha is not None:
         assert np.array_equal(before.alpha, after.alpha)
 
 

@@ -414,6 +414,16 @@ def test_webp_stays_lossless_or_lossy(tmp_path: Path) -> None:
         assert np.array_equal(again.pixels, picture.pixels) == lossless
 
 
+@pytest.mark.parametrize("ending", [".png", ".tif", ".webp", ".bmp"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_arrays_of_any_layout_in_memory(tmp_path: Path, ending: str, bits: int) -> None:
+    planes = np.ascontiguousarray((COLOUR16[..., :3] / np.float32(65535)).transpose(2, 0, 1))
+    for number, view in enumerate((planes.transpose(1, 2, 0), planes.transpose(2, 1, 0)[::-1])):
+        path = tmp_path / f"{number}{ending}"
+        write_picture(path, view, Picture(view, None, bits))
+        assert np.abs(read_picture(path).pixels - view).max() <= 0.5 / 255 + 1e-6
+
+
 def test_values_are_rounded_and_clipped(tmp_path: Path) -> None:
     pixels = np.array([[-0.5, 0.499 / 255, 0.501 / 255, 254.6 / 255, 1.5]])
     write_picture(tmp_path / "a.png", pixels)
