@@ -253,7 +253,10 @@ def test_validation_blocks_under_any_one_name(tmp_path, blocks, write):
     read = read_validation(noisy, clean, **SMALL)
     np.testing.assert_array_equal(read[0], blocks)
     np.testing.assert_array_equal(read[1], 255 - blocks)
-    refused("the same blocks as", read_validation, noisy, noisy, **SMALL)
+    again = write(tmp_path / "again.mat", blocks=blocks)
+    refused("the same blocks as", read_validation, noisy, again, **SMALL)
+    swapped = write(tmp_path / "swapped.mat", ValidationNoisyBlocksSrgb=blocks)
+    refused("no ValidationGtBlocksSrgb in it", read_validation, noisy, swapped, **SMALL)
     two = write(tmp_path / "two.mat", a=blocks, b=blocks)
     refused("no ValidationGtBlocksSrgb in it", read_validation, noisy, two, **SMALL)
 
