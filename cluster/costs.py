@@ -78,10 +78,11 @@ def _network(name: str, options: str) -> tuple[int, float]:
 
     given: dict[str, Any] = json.loads(options)
     height, width = given.pop("image")
-    with torch.device("meta"), torch.no_grad():
+    with torch.device("meta"):
         network = build_model(name, **given).eval()
-        with FlopCounterMode(display=False) as counter:
-            network(torch.zeros(1, given["in_chans"], height, width))
+    image = torch.empty(1, given["in_chans"], height, width, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(image)
     parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
     return parameters, float(counter.get_total_flops())
 
