@@ -27,6 +27,7 @@ from cluster import tasks
 from cluster.folder import RunRecord, SweepFolder
 from img2img_recon.errors import InputError
 from img2img_recon.runs import RunFolder
+from img2img_recon.stopping import STOP_REQUEST, RunStopped
 
 MAX_FAILURES = 3
 BUSY_WAIT_S = 60
@@ -96,8 +97,6 @@ class TrainingJob:
             with record.change() as content:
                 content.start(_job_id(), socket.gethostname(), os.getpid())
         with _warnings(self.grace_s, record) as give_way:
-            from img2img_recon.training import RunStopped
-
             try:
                 self.train(folder)
             except RunStopped:
@@ -174,8 +173,6 @@ def _wait_until_free(folder: RunFolder) -> None:
 @contextmanager
 def _warnings(grace_s: float, record: RunRecord) -> Iterator[Callable[[], None]]:
     """Turn the cluster's signals into a request to stop, and give what requeues the job afterwards."""
-    from img2img_recon.training import STOP_REQUEST
-
     submitit_handler = signal.getsignal(WARNING)
     seen: set[int] = set()
 

@@ -28,6 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from img2img_recon.errors import InputError
 from img2img_recon.files import atomic_path
 from img2img_recon.runs import RunFolder
+from img2img_recon.stopping import STOP_REQUEST, RunStopped
 
 
 def seed_of(*parts: int | str) -> int:
@@ -153,35 +154,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Read by `load_checkpoint`, whatever is asked for."""
         return load_checkpoint(Path(path))
-
-
-class RunStopped(Exception):  # noqa: N818 - not an error: the run gives way and will go on later
-    """The run was asked to stop (see `StopRequest`), has saved its state and can be resumed."""
-
-
-class StopRequest:
-    """Lets a signal handler ask the running training to save and stop at its next safe place.
-
-    Attributes:
-        expected: whether somebody may ask; several processes then agree after every step.
-        made: whether somebody has asked this process.
-        handlers: of the signals by which it is asked; Lightning puts its own in their place when training
-            starts, of which the one for SIGTERM lets processes wait for each other for ever.
-    """
-
-    def __init__(self) -> None:
-        self.expected = False
-        self.made = False
-        self.handlers: dict[int, Any] = {}
-
-    def agreed(self, trainer: pl.Trainer) -> bool:
-        """Whether any process has been asked; all processes get the same answer."""
-        if not self.expected or trainer.world_size == 1:
-            return self.made
-        return trainer.strategy.reduce_boolean_decision(self.made, all=False)
-
-
-STOP_REQUEST = StopRequest()
 
 
 class RunCheckpoints(Callback):
