@@ -118,24 +118,34 @@ class TrainConfig(TrainingFlags):
             raise InputError(f"--halve_at_epoch: given {self.halve_at_epoch}, allowed: 0 or more")
         if not 0 < self.val_share < 1:
             raise InputError(f"--val_share: given {self.val_share:g}, allowed: above 0 and below 1")
-        only = {
-            "gaussian": ("sigma", "crops_per_image", "protocol"),
-            "sidd": ("pairs", "val_scenes"),
-        }
-        for task, names in only.items():
-            for name in names:
-                if task != self.task and getattr(self, name) is not None:
-                    raise InputError(f"--{name}: only for --task {task}, given --task {self.task}")
-        if self.fixed_noise and self.task == "sidd":
-            raise InputError("--fixed_noise: only for --task gaussian, given --task sidd")
         if self.task == "sidd" and (self.data_path is None) == (self.pairs is None):
             raise InputError(
                 "--task sidd: give either --data_path, the folder SIDD_Small_sRGB_Only, or --pairs, "
                 "a folder of noisy/clean pairs"
             )
 
+    def check_task_flags(self) -> None:
+        """Refuse flags of the other task.
+
+        Raises:
+            InputError: such a flag was given.
+        """
+        only = {
+            "gaussian": ("sigma", "crops_per_image", "protocol", "fixed_noise"),
+            "sidd": ("pairs", "val_scenes"),
+        }
+        for task, names in only.items():
+            for name in names:
+                if task != self.task and getattr(self, name) not in (None, False):
+                    raise InputError(f"--{name}: only for --task {task}, given --task {self.task}")
+
     def with_recipe(self, recipe: Mapping[str, Any]) -> TrainConfig:
-        """This configuration with the recipe's value for every flag that was not given."""
+        """This configuration with the recipe's value for every flag that was not given.
+
+        Raises:
+            InputError: flags that do not go together.
+        """
+        self.check_task_flags()
         defaults = {
             "sigma": 30.0 if self.task == "gaussian" else None,
             "crops_per_image": 1,

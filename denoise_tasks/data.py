@@ -161,7 +161,6 @@ class EvalImages(Dataset):
         protocol: see `denoise_tasks.noise`; of no meaning where `noisy` is given.
         sigma: in [0, 255] units; None where `noisy` is given.
         noisy: the same images with real noise.
-        seed: seeds the noise of protocol `paper`.
     """
 
     def __init__(
@@ -172,10 +171,9 @@ class EvalImages(Dataset):
         protocol: str = "standard",
         sigma: float | None = None,
         noisy: PixelStore | None = None,
-        seed: int = 0,
     ) -> None:
         self.clean, self.noisy, self.windows = clean, noisy, list(windows)
-        self.protocol, self.sigma, self.seed = protocol, sigma, seed
+        self.protocol, self.sigma = protocol, sigma
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -204,7 +202,7 @@ class EvalImages(Dataset):
         assert self.sigma is not None
         clean = prepare_clean(clean, self.protocol)
         name = self.clean.names[window.image]
-        seed = noise_seed(self.protocol, name, self.seed)
+        seed = noise_seed(self.protocol, name)
         return clean, noisy_copy(clean, self.sigma, self.protocol, seed)
 
     def __getitem__(self, keys: Sequence[int]) -> EvalBatch:

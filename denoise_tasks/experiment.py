@@ -174,7 +174,6 @@ def _gaussian(config: TrainConfig, crop: int, say: Say) -> tuple[TrainCrops, Eva
             _large_enough(config, held, whole_windows(held), MIN_SCORED),
             protocol=config.protocol or "standard",
             sigma=config.sigma,
-            seed=config.seed,
         ),
     )
 

@@ -77,9 +77,9 @@ def centre(image: NDArray, size: int) -> NDArray:
     return image[top : top + h, left : left + w]
 
 
-def noise_seed(protocol: str, name: str, seed: int = 0) -> int:
-    """The seed of an image's evaluation noise: 0 for every image under `standard`, else by name."""
-    return 0 if protocol == "standard" and seed == 0 else seed_of("noise", seed, name)
+def noise_seed(protocol: str, name: str) -> int:
+    """The seed of an image's evaluation noise: 0 for every image under `standard`, by its name under `paper`."""
+    return 0 if protocol == "standard" else seed_of("noise", name)
 
 
 def noisy_copy(clean: Image, sigma: float, protocol: str, seed: int = 0) -> Image:

@@ -51,6 +51,72 @@ def test_commands(place):
             assert "valid submission" in done.stdout
 
 
+@pytest.fixture(scope="module")
+def photo_place(tmp_path_factory) -> Path:
+    """A folder with PHOTOS, SIDD's layout and PAIRS, small ones."""
+    from PIL import Image
+    from skimage import data
+
+    folder = tmp_path_factory.mktemp("denoise")
+    (folder / "denoise_tasks").symlink_to(PROJECT / "denoise_tasks")
+
+    def save(name: str, number: int, noise: float = 0) -> None:
+        part = data.astronaut()[16 * number : 16 * number + 256, :256]
+        noisy = part + np.random.default_rng(0).normal(0, noise, part.shape)
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path)
+
+    for number in range(5):
+        save(f"PHOTOS/{number}.png", number)
+    save("photo.jpg", 0, noise=30)
+    save("FOLDER/one.png", 1, noise=30)
+    for number, scene in enumerate(("001", "006", "009")):
+        at = f"SIDD_Small_sRGB_Only/Data/{number:04}_{scene}_S6_00100"
+        save(f"{at}/NOISY_SRGB_010.PNG", number, noise=20)
+        save(f"{at}/GT_SRGB_010.PNG", number)
+    for scene in ("kitchen", "garden"):
+        save(f"PAIRS/{scene}/1_noisy.png", 1, noise=20)
+        save(f"PAIRS/{scene}/1_clean.png", 1)
+    return folder
+
+
+@pytest.mark.slow
+def test_denoising_commands(photo_place):
+    """As written but for the sizes: tiny networks, one epoch, one image to score."""
+    commands = re.findall(r"^    python (denoise_tasks/.*)$", README, flags=re.MULTILINE)
+    assert len(commands) >= 9
+    tiny = "--max_epochs 1 --patch_size 4 --embed_dim 4 --depth 1 --mlp_ratio 1 --num_workers 0"
+    for command in commands:
+        if ".mat" in command or "SubmitSrgb" in command or "untrained.py" in command:
+            continue  # files of a quarter of a gigabyte, and a long study: see the scripts' own tests
+        command = command.replace("--train_images 4000", "--train_images 3")
+        if "train.py" in command:
+            command += f" {tiny}"
+            command += (
+                "" if "data_path" in command or "pairs" in command else " --crops_per_image 1"
+            )
+        if "evaluate.py" in command:
+            command = command.replace("15 25 30 50", "15 50") + " --limit 1"
+        done = subprocess.run(
+            [sys.executable, *shlex.split(command)],
+            cwd=photo_place,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        if "--data_path PHOTOS --train_images" in command:
+            runs = sorted((photo_place / "runs").iterdir())
+            (photo_place / "RUN").symlink_to(runs[0])
+            (photo_place / "OTHER_RUN").symlink_to(runs[1])
+    assert sorted(path.name for path in (photo_place / "DENOISED").rglob("*.*")) == [
+        "one.png",
+        "photo.jpg",
+    ]
+
+
 def test_python_block():
     (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names: dict[str, object] = {}
@@ -70,9 +136,19 @@ def test_links_lead_somewhere():
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "evaluate", "export_submission", "freeze_split", "convert"]
+    ("name", "flag"),
+    [
+        *(
+            (f"fastmri_plugin/{name}", "--challenge")
+            for name in ("train", "evaluate", "export_submission", "freeze_split", "convert")
+        ),
+        ("denoise_tasks/train", "--task"),
+        ("denoise_tasks/evaluate", "--bm3d"),
+        ("denoise_tasks/denoise", "--self_ensemble"),
+        ("denoise_tasks/untrained", "--image"),
+    ],
 )
-def test_help(name, script):
-    done = script(f"fastmri_plugin/{name}.py", "--help")
+def test_help(name, flag, script):
+    done = script(f"{name}.py", "--help")
     assert done.returncode == 0, done.stderr
-    assert "--challenge" in done.stdout
+    assert flag in done.stdout
