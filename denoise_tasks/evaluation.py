@@ -238,7 +238,7 @@ def score_cases(
 
 def _bm3d_sigma(how: str, case: Case, clean: np.ndarray, noisy: np.ndarray) -> float:
     if how == "estimated":
-        return bm3d.estimate_sigma(noisy)
+        return bm3d.estimate_sigma(noisy, noise="white" if case.sigma else "camera")
     if how == "oracle" or case.sigma is None:
         return bm3d.oracle_sigma(noisy, clean)
     return image_units(case.sigma)
