@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from denoise_tasks.untrained_study import TARGET_LABELS, TARGETS, Fit, Image, Scene, Target, psnr_of
 from img2img_recon.errors import InputError
@@ -63,7 +63,7 @@ def curves_figure(path: Path, fits: Fits, scene: Scene, bm3d: Image) -> None:
                 axis.axhline(error, color="k", linestyle=style, linewidth=1, label=label_of(name))
         compared = "noise" if target == "noise" else "clean image"
         axis.set_title(f"fitted to {TARGET_LABELS[target]}", fontsize=10)
-        axis.set_xlabel("iteration", fontsize=9)
+        axis.set_xlabel("iteration, counted from 1", fontsize=9)
         axis.set_ylabel(f"mean squared error to the {compared}", fontsize=9)
         axis.grid(which="major", alpha=0.3)
         axis.tick_params(labelsize=8, which="both")
@@ -140,25 +140,15 @@ def _mse(image: NDArray[np.floating], reference: NDArray[np.floating]) -> float:
     return float(np.mean(np.square(image.astype(np.float64) - reference)))
 
 
-def _psnr_axis(axis: Axes) -> None:
-    """Show the same curve's PSNR on the right: the error's logarithm, in dB."""
-
-    def psnr(mse: ArrayLike) -> NDArray[np.floating]:
-        # matplotlib tries 0 and below while it lays the axis out.
-        return -10 * np.log10(np.maximum(mse, 1e-30))
-
-    def mse(decibel: ArrayLike) -> NDArray[np.floating]:
-        return 10 ** (-np.asarray(decibel, dtype=np.float64) / 10)
-
-    from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
-
-    right = axis.secondary_yaxis("right", functions=(psnr, mse))
-    right.set_yscale("linear")
-    right.yaxis.set_major_locator(MaxNLocator(8))
-    right.yaxis.set_major_formatter(ScalarFormatter())
-    right.yaxis.set_minor_formatter(NullFormatter())
+def _psnr_axis(axis: Axes) -> Axes:
+    """Show the PSNR on the right: it is linear where the error is logarithmic, and grows downwards."""
+    right = axis.twinx()
+    # The error's limits are final once they are read; drawing must not change them any more.
+    axis.set_ylim(axis.get_ylim())
+    right.set_ylim(*(psnr_of(error) for error in axis.get_ylim()))
     right.tick_params(labelsize=8)
     right.set_ylabel("PSNR (dB)", fontsize=9)
+    return right
 
 
 def _new_figure(width: float, height: float) -> Figure:

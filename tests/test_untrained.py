@@ -11,9 +11,11 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from denoise_tasks import untrained, untrained_study
+from denoise_tasks.untrained_figures import _psnr_axis
 from denoise_tasks.untrained_study import (
     CONTENDERS,
     TARGETS,
@@ -237,6 +239,16 @@ def test_whatever_decides_a_fit_is_in_its_key():
     keys += [fit_key("vit", "noise", scene, replace(TINY, **change)) for change in changes]
     assert len(set(keys)) == len(keys)
     assert fit_key("vit", "noise", scene, TINY) == keys[0]
+
+
+def test_the_right_axis_shows_the_psnr_of_the_error_on_the_left():
+    axis = Figure().subplots()
+    axis.loglog([1, 2], [1e-1, 1e-3])
+    right = _psnr_axis(axis)
+    # Where the left axis says 0.01, halfway up in display, the right one must say 20 dB.
+    for mse, decibel in ((1e-1, 10), (1e-2, 20), (1e-3, 30)):
+        left_height = axis.transData.transform((1, mse))[1]
+        assert right.transData.transform((1, decibel))[1] == pytest.approx(left_height)
 
 
 def test_a_fit_counts_as_fitted_where_its_curve_first_gets_there():
