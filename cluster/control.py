@@ -95,7 +95,8 @@ def _state(
             return RunState("done")
         if last["end"] == "failed":
             return RunState("failed", content.reason)
-        return RunState("failed", (job.detail if job else "not in any queue") + again)
+        silent = "" if last["end"] else "ended without a word: "
+        return RunState("failed", silent + (job.detail if job else "not in any queue") + again)
     if job.state == "running" and last["end"] is None:
         from cluster.results import progress_of
 
@@ -116,11 +117,16 @@ def make_job(run: Run, folder: SweepFolder, stand_in: str | None = None) -> Trai
 
 
 def check_data(sweep: Sweep) -> None:
-    """See that every data folder is there and can be read.
+    """See that every data folder is given, is there and can be read.
 
     Raises:
         InputError: one is not, with the line that names it.
     """
+    for key in sweep.lacking:
+        raise InputError(
+            f"{sweep.file}: {key}: missing; give it in the site file (base: {{{sweep.task}: {{{key}: ...}}}}) "
+            f"or by --set {key}=..."
+        )
     for path, place in sweep.data_paths.items():
         if not os.path.isdir(path):
             raise InputError(f"{place}: {path} is not a folder that can be read here")

@@ -11,7 +11,8 @@ resources: {gpus_per_node: 1, timeout_min: 1440}                 # see Resources
 plots: [{x: parameters, y: psnr}]                                # see Plot
 
 The runs are base x list x zip x grid. A row of `list` may hold `tags` (columns of the table that are no
-flags) and `resources` of its own. A site file (`cluster_site.yaml`, or `--site`) may hold `resources`
+flags) and `resources` of its own, `zip` may hold columns `tags.NAME`; `needs: [data_path]` names flags
+that the site file or `--set` must bring. A site file (`cluster_site.yaml`, or `--site`) may hold `resources`
 and, per task, flags under `base`; the sweep file has the last word.
 """
 
@@ -31,6 +32,7 @@ from img2img_recon.errors import InputError
 from img2img_recon.runs import config_hash
 
 SITE_FILE = Path("cluster_site.yaml")
+TAGS = "tags."
 Place = tuple[str | int, ...]
 
 
@@ -150,6 +152,7 @@ class Sweep:
         runs: in the file's order.
         plots: figures to draw.
         data_paths: every data folder that a run reads, with where the file names it.
+        lacking: flags that the file says it needs and nothing gives.
     """
 
     name: str
@@ -158,6 +161,7 @@ class Sweep:
     runs: tuple[Run, ...]
     plots: tuple[Plot, ...]
     data_paths: Mapping[str, str]
+    lacking: tuple[str, ...] = ()
 
 
 def _short(value: Any) -> str:
@@ -257,7 +261,7 @@ def _read(path: Path) -> _Document:
     return _Document(path, content, lines)
 
 
-_TOP = ("name", "task", "base", "axes", "resources", "plots")
+_TOP = ("name", "task", "needs", "base", "axes", "resources", "plots")
 _SITE = ("resources", "base")
 
 
@@ -374,23 +378,27 @@ def _rows(
             )
         factors.append(rows)
     columns: dict[str, list[Any]] = {}
+    tags: dict[str, list[Any]] = {}
     for key, values in document.checked(("axes", "zip"), axes.get("zip"), dict).items():
         place = ("axes", "zip", key)
-        columns[key] = [
-            flags(document, place, key, value) for value in _axis_values(document, place, values)
-        ]
-        first = next(iter(columns))
-        if len(columns[key]) != len(columns[first]):
-            raise document.error(
-                place, f"has {len(columns[key])} values, {first} has {len(columns[first])}"
-            )
-    if columns:
-        factors.append(
-            [
-                (dict(zip(columns, row, strict=True)), {}, ("axes", "zip"))
-                for row in zip(*columns.values(), strict=True)
-            ]
+        checked = _axis_values(document, place, values)
+        first, length = next(
+            ((k, len(v)) for k, v in {**columns, **tags}.items()), (key, len(values))
         )
+        if len(checked) != length:
+            raise document.error(place, f"has {len(checked)} values, {first} has {length}")
+        if key.startswith(TAGS):
+            tags[key.removeprefix(TAGS)] = checked
+        else:
+            columns[key] = [flags(document, place, key, value) for value in checked]
+    if tags and not columns:
+        raise document.error(("axes", "zip"), "only tags; give the flags that they describe")
+    if columns:
+        rows = []
+        for number, row in enumerate(zip(*columns.values(), strict=True)):
+            described = {"tags": {key: values[number] for key, values in tags.items()}}
+            rows.append((dict(zip(columns, row, strict=True)), described, ("axes", "zip")))
+        factors.append(rows)
     for key, values in document.checked(("axes", "grid"), axes.get("grid"), dict).items():
         place = ("axes", "grid", key)
         factors.append(
@@ -410,11 +418,12 @@ def _rows(
                     )
     for combination in itertools.product(*factors):
         merged: dict[str, Any] = {}
-        rest = {}
+        more_of: dict[str, Any] = {}
         for values, more, _ in combination:
             merged |= values
-            rest |= more
-        yield merged, rest, (combination[0][2] if combination else ("base",))
+            tagged = {**more_of.get("tags", {}), **more.get("tags", {})}
+            more_of |= {**more, "tags": tagged}
+        yield merged, more_of, (combination[0][2] if combination else ("base",))
 
 
 def run_id(task: str, config: Mapping[str, Any]) -> str:
@@ -503,7 +512,11 @@ def read_sweep(path: Path, site: Path | None = None, changes: Sequence[str] = ()
         shown = tasks.plain({key: values[key] for key in varied if key in values})
         runs[new] = Run(new, task, tasks.plain(config), shown, rest.get("tags", {}), shape)
         places[new] = place
-    return Sweep(name, path, task, tuple(runs.values()), _plots(document), data_paths)
+    needs = document.part("needs", list)
+    for number, key in enumerate(needs):
+        document.known(("needs", number), [key], sorted(tasks.flag_names(task)))
+    lacking = tuple(key for key in needs if any(key not in run.config for run in runs.values()))
+    return Sweep(name, path, task, tuple(runs.values()), _plots(document), data_paths, lacking)
 
 
 def _site(
@@ -523,6 +536,21 @@ def _site(
         where[key] = (document, place)
     given = document.part("resources", dict)
     return base, where, _resources(document, ("resources",), given, Resources())
+
+
+def read_site_resources(path: Path | None = None) -> dict[str, Any]:
+    """The resources that the site file sets, if there is one.
+
+    Raises:
+        InputError: anything in them that cannot be used.
+    """
+    if path is None and not SITE_FILE.is_file():
+        return {}
+    document = _read(path or SITE_FILE)
+    document.known((), document.content, _SITE)
+    given = document.part("resources", dict)
+    checked = _resources(document, ("resources",), given, Resources())
+    return {key: getattr(checked, key) for key in given}
 
 
 def _placement(task: str, resources: Resources, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -224,6 +224,8 @@ def _warnings(grace_s: float, record: RunRecord) -> Iterator[Callable[[], None]]
     try:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        # One that came during the start is delivered now; see `entry.py`.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {WARNING})
         yield give_way
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

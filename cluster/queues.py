@@ -6,11 +6,14 @@ run is about.
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -111,13 +114,18 @@ def _slurm_parameters(name: str, resources: Resources) -> dict[str, Any]:
     return parameters
 
 
+def _command(logs: Path) -> str:
+    """The shell command of every process of a job; submitit puts srun in front of it."""
+    return f"{shlex.quote(sys.executable)} -u -m cluster.entry {shlex.quote(str(logs))}"
+
+
 def sbatch_header(name: str, resources: Resources, count: int, logs: Path) -> str:
     """The batch script that `submit_to_slurm` would hand in for `count` runs; nothing is submitted."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     return _make_sbatch_string(
-        command="python -u -m submitit.core._submit " + str(logs),
-        folder=logs,
+        command=_command(logs.absolute()),
+        folder=logs.absolute(),
         map_count=count if count > 1 else None,
         **_slurm_parameters(name, resources),
     )
@@ -133,6 +141,11 @@ def submit_to_slurm(
     """
     import submitit
 
+    class SlurmExecutor(submitit.SlurmExecutor):
+        """Starts the project's own program."""
+
+        _submitit_command_str = property(lambda self: _command(self.folder))
+
     settings = _ask("scontrol", "show", "config")
     limits = [line for line in settings.splitlines() if line.startswith("MaxArraySize")]
     largest = int(limits[0].split("=")[1]) - 1 if limits else 1000
@@ -140,7 +153,7 @@ def submit_to_slurm(
     for start in range(0, len(ids), largest):
         part = ids[start : start + largest]
         logs = folder.logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{part[0]}"
-        executor = submitit.SlurmExecutor(logs, max_num_timeout=resources.max_timeouts)
+        executor = SlurmExecutor(logs, max_num_timeout=resources.max_timeouts)
         executor.update_parameters(**_slurm_parameters(name, resources))
         try:
             handed = executor.submit_array([jobs[run_id] for run_id in part])
@@ -202,11 +215,15 @@ def _spell_end(state: str, code: str) -> str:
     if state.split()[0] not in ENDED:
         # The accounting still says PENDING or RUNNING for a job that the controller has forgotten.
         return f"SLURM lost the job (its accounting says {state})"
-    killer = int(number or 0) or (int(status or 0) - 128 if int(status or 0) > 128 else 0)
-    if killer:
-        names = {item.value: item.name for item in signal.Signals}
-        return f"{state}, killed by {names.get(killer, f'signal {killer}')}"
-    return f"{state}, exit status {status}" if state == "FAILED" else state
+    names = {item.value: item.name for item in signal.Signals}
+    ended, killer = int(status or 0), int(number or 0)
+    if killer or ended > 128:
+        return f"{state}, killed by {names.get(killer or ended - 128, 'a signal')}"
+    if state != "FAILED":
+        return state
+    # srun, told to end all processes with the first that fails, answers with the bare number of the signal.
+    hint = f" (perhaps {names[ended]})" if ended in (signal.SIGKILL, signal.SIGUSR2) else ""
+    return f"{state}, exit status {status}{hint}"
 
 
 def cancel_in_slurm(job_ids: Sequence[str]) -> None:
@@ -266,9 +283,12 @@ def run_locally(
         parallel: runs at a time; each has GPUs of its own.
         told: takes the id of a run and what happens to it.
     """
-    import json
-
     import submitit
+
+    class LocalExecutor(submitit.LocalExecutor):
+        """Starts the project's own program."""
+
+        _submitit_command_str = property(lambda self: _command(self.folder))
 
     content = json.loads(claim.read_text())
     waiting, working = list(jobs), dict[str, tuple[Any, int]]()
@@ -280,9 +300,7 @@ def run_locally(
 
     def begin(run_id: str, slot: int) -> None:
         job, resources = jobs[run_id]
-        executor = submitit.LocalExecutor(
-            folder.logs / run_id, max_num_timeout=resources.max_timeouts
-        )
+        executor = LocalExecutor(folder.logs / run_id, max_num_timeout=resources.max_timeouts)
         first = slot * resources.gpus_per_node
         executor.update_parameters(
             timeout_min=resources.timeout_min,
@@ -348,8 +366,6 @@ def run_here(
     told: Callable[[str, str], None],
 ) -> None:
     """Train runs in this process, one after the other; the first exception comes through."""
-    import json
-
     content = json.loads(claim.read_text())
     try:
         for run_id, job in jobs.items():

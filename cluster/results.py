@@ -84,6 +84,13 @@ def read_run(run: Run, folder: RunFolder) -> tuple[dict[str, Any], dict[str, dic
     row |= {key: _flat(value) for key, value in run.varied.items()}
     row |= run.tags
     row |= {key: metrics[key] for key in PLAIN_METRICS if key in metrics}
+    images, epochs, seconds = (
+        row.get("train_images"),
+        config.get("max_epochs"),
+        row.get("fit_seconds"),
+    )
+    if images and epochs and seconds:
+        row["images_per_s"] = images * epochs * (config.get("crops_per_image") or 1) / seconds
     by_method = metrics.get("images") or metrics.get("volumes") or {}
     row["scored"] = len(by_method.get(model, {}))
     row |= means[model]

@@ -157,7 +157,7 @@ def print_runs(sweep: Sweep) -> None:
             f"{cost.parameters:,}" if cost.parameters is not None else "?",
             f"{cost.train_images:,}" if cost.train_images is not None else "all",
             f"{shape.nodes} x {shape.gpus_per_node} GPU, {shape.cpus_per_task} CPU, {shape.timeout_min} min",
-            f"{hours[-1]:.1f}" if hours[-1] is not None else "?",
+            f"{hours[-1]:.2f}" if hours[-1] is not None else "?",
             run.label,
         )
     console = Console()
@@ -193,7 +193,8 @@ def _submit(arguments: SubmitArguments, again: Any) -> None:
         sweep = replace(sweep, runs=runs)
     print_runs(sweep)
     if arguments.dry_run:
-        control.check_data(sweep)
+        if not sweep.lacking:
+            control.check_data(sweep)
         folder.check_owner(sweep.name, sweep.task)
         for group in by_shape(sweep.runs):
             print(sbatch_header(sweep.name, group[0].resources, len(group), folder.logs))
