@@ -14,8 +14,9 @@ from img2img_recon.wrappers import AnySize
 # A convolutional network would take a picture of any size whole, and memory with it: a larger one
 # is cut into tiles of this side. Smaller tiles show more of the border to it.
 TILE = 512
-# Tiles of 256 x 256 at once; networks with larger tiles take fewer of them.
-TILE_BATCH = 4
+# Tiles of 256 x 256 at once, by kind of device; networks with larger tiles take fewer of them. A GPU
+# idles with few, a CPU gains nothing from more.
+TILE_BATCH = {"cpu": 4, "cuda": 32}
 
 
 class PictureNetwork(Protocol):
@@ -49,12 +50,12 @@ class _OneSize(nn.Module):
         return self.net(image)
 
 
-def bounded(module: nn.Module, height: int, width: int, tile_batch: int = TILE_BATCH) -> nn.Module:
+def bounded(module: nn.Module, height: int, width: int, tile_batch: int) -> nn.Module:
     """`module` as a network that takes height x width with the memory of a few tiles.
 
-    A network with an `AnySize` around a fixed size cuts tiles by itself and is only told how many to
-    take at once. One that takes any size gets tiles of at most `TILE` x `TILE`; a picture that is no
-    larger goes through whole.
+    Tiles have the size that the network is made for, by the `AnySize` in it, or at most `TILE` x
+    `TILE` where it takes any; then a picture that is no larger goes through whole. What is around
+    that `AnySize` (the subtraction of a residual network) is done per tile.
 
     Args:
         module: maps (B, C, H, W) to the same shape.
@@ -62,17 +63,15 @@ def bounded(module: nn.Module, height: int, width: int, tile_batch: int = TILE_B
         width: of the picture.
         tile_batch: tiles at once, counted in tiles of 256 x 256 pixels.
     """
-    own = [part for part in module.modules() if isinstance(part, AnySize)]
-    sizes = [getattr(part.net, "img_size", None) for part in own]
-    if any(size is not None for size in sizes):
-        for part, size in zip(own, sizes, strict=True):
-            if size is not None:
-                part.max_tiles_per_batch = tiles_at_once(size, tile_batch)
+    parts = [part for part in module.modules() if isinstance(part, AnySize)]
+    fixed = next((part for part in parts if getattr(part.net, "img_size", None)), None)
+    if fixed is None and max(height, width) <= TILE:
         return module
-    if max(height, width) <= TILE:
-        return module
-    tile = (min(height, TILE), min(width, TILE))
-    return AnySize(_OneSize(module, tile), max_tiles_per_batch=tiles_at_once(tile, tile_batch))
+    tile = (min(height, TILE), min(width, TILE)) if fixed is None else tuple(fixed.net.img_size)
+    overlap = {} if fixed is None else {"overlap": fixed.overlap}
+    return AnySize(
+        _OneSize(module, tile), max_tiles_per_batch=tiles_at_once(tile, tile_batch), **overlap
+    )
 
 
 def tiles_at_once(tile: tuple[int, int], tile_batch: int) -> int:
@@ -97,7 +96,7 @@ def denoise_pixels(
     *,
     device: torch.device | str = "cpu",
     self_ensemble: bool = False,
-    tile_batch: int = TILE_BATCH,
+    tile_batch: int | None = None,
 ) -> np.ndarray:
     """Denoise a picture of any size.
 
@@ -110,7 +109,7 @@ def denoise_pixels(
         pixels: float32 (H, W, C) in [0, 1]; C is 1 or 3.
         device: where it runs.
         self_ensemble: take the mean over the eight flips and quarter turns of the picture.
-        tile_batch: tiles that go through the network at once, see `bounded`.
+        tile_batch: tiles that go through the network at once, see `bounded`; None: `TILE_BATCH`.
 
     Returns:
         float32 (H, W, C), not clipped.
@@ -124,6 +123,7 @@ def denoise_pixels(
             f"a picture of {channels} and a network of {denoiser.in_chans} channels; "
             "allowed: 1 or 3 of each"
         )
+    tile_batch = tile_batch or TILE_BATCH.get(torch.device(device).type, TILE_BATCH["cpu"])
     module = bounded(denoiser.module.eval().to(device), H, W, tile_batch)
     with torch.inference_mode():
         image = (

@@ -40,14 +40,14 @@ class DenoiseBenchmark:
         None, help="channels of the U-Net; default: as many parameters as the run's network"
     )
     repeats: int = flag(3, help="passes of each")
-    tile_batch: int = flag(4, help="as for denoise.py")
+    tile_batch: int | None = flag(None, help="as for denoise.py")
     accelerator: Literal["auto", "cpu", "gpu"] = flag("auto", help="where the networks run")
     json: Path | None = flag(None, help="write the figures to this file")
 
     def __post_init__(self) -> None:
         for name in ("repeats", "tile_batch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name}: given {getattr(self, name)}, allowed: 1 or more")
+            if (given := getattr(self, name)) is not None and given < 1:
+                raise InputError(f"--{name}: given {given}, allowed: 1 or more")
         if not 0.01 <= self.megapixels <= 200:
             raise InputError(f"--megapixels: given {self.megapixels:g}, allowed: 0.01 to 200")
         if self.unet_chans is not None and not 1 <= self.unet_chans <= MAX_UNET_CHANS:

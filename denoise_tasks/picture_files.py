@@ -31,6 +31,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
 # Decoded to floats, a colour picture of this size takes 3.2 GB: above it a file is refused.
 MAX_PIXELS = 1 << 28
+BAND = 256  # rows worked on at once
 
 _SIXTEEN_BITS = (".png", ".tif", ".tiff")
 _WITH_ALPHA = (".png", ".tif", ".tiff", ".webp")
@@ -195,20 +196,19 @@ def write_picture(
     like = like or Picture(pixels)
     ending = path.suffix.lower()
     bits = like.bits if ending in _SIXTEEN_BITS else 8
-    planes = [pixels]
     if like.alpha is not None:
         check_ending(path, alpha=True)
         if like.alpha.shape != pixels.shape[:2]:
             raise InputError(
                 f"{path}: alpha of shape {like.alpha.shape}, expected {pixels.shape[:2]}"
             )
-        planes.append(like.alpha[..., None])
-    quantised = [_quantised(plane, bits, path) for plane in planes]
-    # Networks give channels first: of their transposes numpy would keep the order in memory.
-    samples = np.ascontiguousarray(np.concatenate(quantised, axis=2))
-    metadata = replace(
-        like.metadata, icc_profile=_fitting(like.metadata.icc_profile, pixels.shape[2])
-    )
+    H, W, channels = pixels.shape
+    planes = channels + (like.alpha is not None)
+    samples = np.empty((H, W, planes), np.uint8 if bits == 8 else np.uint16)
+    _quantise(pixels, samples[..., :channels], path)
+    if like.alpha is not None:
+        _quantise(like.alpha[..., None], samples[..., channels:], path)
+    metadata = replace(like.metadata, icc_profile=_fitting(like.metadata.icc_profile, channels))
     try:
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             if ending in (".tif", ".tiff"):
@@ -522,14 +522,15 @@ def _webp_lossless(path: Path) -> bool:
 # Writing
 
 
-def _quantised(values: np.ndarray, bits: int, path: Path) -> np.ndarray:
-    """Round [0, 1] to unsigned whole numbers of so many bits."""
-    largest = 2**bits - 1
-    scaled = np.clip(values, 0, 1).astype(np.float32)
-    if np.isnan(scaled).any():
-        raise InputError(f"{path}: the pixels to write hold NaN")
-    scaled *= largest
-    return np.rint(scaled, out=scaled).astype(np.uint8 if bits == 8 else np.uint16)
+def _quantise(values: np.ndarray, samples: np.ndarray, path: Path) -> None:
+    """Round values in [0, 1] into unsigned whole numbers; both (H, W, C)."""
+    largest = np.iinfo(samples.dtype).max
+    for start in range(0, len(values), BAND):  # a large picture's floats are not copied whole
+        scaled = np.clip(values[start : start + BAND], 0, 1).astype(np.float32)
+        if np.isnan(scaled).any():
+            raise InputError(f"{path}: the pixels to write hold NaN")
+        scaled *= largest
+        samples[start : start + BAND] = np.rint(scaled, out=scaled)
 
 
 def _fitting(icc_profile: bytes, channels: int) -> bytes:

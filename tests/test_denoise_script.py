@@ -144,7 +144,7 @@ def test_tiles_at_once_are_bounded() -> None:
             seen.append(tuple(image.shape))
             return image
 
-    module = bounded(AnySize(AnyConvolution()), 1000, 300)
+    module = bounded(AnySize(AnyConvolution()), 1000, 300, 4)
     assert module(torch.rand(1, 3, 1000, 300)).shape == (1, 3, 1000, 300)
     assert {shape[2:] for shape in seen} == {(TILE, 300)}
 
