@@ -63,15 +63,15 @@ def bounded(module: nn.Module, height: int, width: int, tile_batch: int) -> nn.M
         width: of the picture.
         tile_batch: tiles at once, counted in tiles of 256 x 256 pixels.
     """
-    parts = [part for part in module.modules() if isinstance(part, AnySize)]
-    fixed = next((part for part in parts if getattr(part.net, "img_size", None)), None)
-    if fixed is None and max(height, width) <= TILE:
-        return module
-    tile = (min(height, TILE), min(width, TILE)) if fixed is None else tuple(fixed.net.img_size)
-    overlap = {} if fixed is None else {"overlap": fixed.overlap}
-    return AnySize(
-        _OneSize(module, tile), max_tiles_per_batch=tiles_at_once(tile, tile_batch), **overlap
-    )
+    overlap, tile = 0.25, None
+    for part in module.modules():
+        if isinstance(part, AnySize) and (size := getattr(part.net, "img_size", None)):
+            overlap, tile = part.overlap, (int(size[0]), int(size[1]))
+    if tile is None:
+        if max(height, width) <= TILE:
+            return module
+        tile = (min(height, TILE), min(width, TILE))
+    return AnySize(_OneSize(module, tile), overlap, tiles_at_once(tile, tile_batch))
 
 
 def tiles_at_once(tile: tuple[int, int], tile_batch: int) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import denoise_tasks.inference
-from denoise_tasks import denoise, sidd
+from denoise_tasks import benchmark, denoise, sidd
 from denoise_tasks.apply import TILE, back, bounded, denoise_pixels, orientations, tiles_at_once
-from denoise_tasks.inference import Denoiser
+from denoise_tasks.inference import Denoiser, build_module, load_denoiser
 from denoise_tasks.picture_files import Metadata, Picture, read_picture, write_picture
 from img2img_recon.errors import InputError
 from img2img_recon.wrappers import AnySize, Residual
-from img2img_recon.zoo import build_model
+from img2img_recon.zoo import build_model, model_config
 
 RNG = np.random.default_rng(0)
 TILE_SIDE = 64
@@ -399,6 +400,96 @@ def test_a_run_that_is_none_is_refused(tmp_path: Path) -> None:
             [str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), "--run", str(tmp_path)]
         )
     assert not (tmp_path / "out").exists()
+
+
+# With a network and in a process of its own
+
+
+@pytest.fixture
+def tiny_run(tmp_path: Path) -> Path:
+    """A run folder's checkpoint, as training writes it, with random weights."""
+    config = {
+        "task": "gaussian",
+        "model": "img2img_mixer",
+        "model_options": model_config("img2img_mixer", img_size=32, embed_dim=8, depth=2),
+        "residual": True,
+        "protocol": "standard",
+        "sigma": 25.0,
+        "lr": 1e-3,
+        "halve_at_epoch": 0,
+    }
+    torch.manual_seed(0)
+    weights = build_module(config).state_dict()
+    path = tmp_path / "run/checkpoints/best.ckpt"
+    path.parent.mkdir(parents=True)
+    torch.save({"state_dict": weights, "run_config": config}, path)
+    return tmp_path / "run"
+
+
+@pytest.mark.slow
+def test_script_gives_what_the_network_gives(
+    tmp_path: Path, tiny_run: Path, script: Callable[..., Any]
+) -> None:
+    source, out = tmp_path / "a.png", tmp_path / "out"
+    write_picture(source, picture(75, 140), Picture(picture(75, 140), None, 16))
+    done = script("denoise_tasks/denoise.py", source, "--out", out, "--run", tiny_run)
+    assert done.returncode == 0, done.stderr
+    pixels = read_picture(source).pixels
+    with torch.inference_mode():
+        network = load_denoiser(tiny_run).module
+        wanted = network(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+    assert not np.allclose(wanted, pixels, atol=0.01)
+    given = read_picture(out / "a.png")
+    assert given.bits == 16
+    assert np.abs(given.pixels - wanted.numpy().clip(0, 1)).max() < 1e-5 + 0.5 / 65535
+    done = script("denoise_tasks/denoise.py", source, "--out", out, "--run", tiny_run)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: --out: ")
+    assert done.stdout == ""
+
+
+@pytest.mark.slow
+def test_benchmark_of_denoising(
+    tmp_path: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report_file = tmp_path / "report.json"
+    words = ["--run", tiny_run, "--megapixels", 0.05, "--repeats", 1, "--json", report_file]
+    benchmark.main(["denoise", *map(str, words)])
+    report = json.loads(report_file.read_text())
+    assert report["width"] * report["height"] == pytest.approx(50_000, rel=0.02)
+    for name in ("run", "unet"):
+        assert report[name]["megapixels_per_second"] > 0
+        assert report[name]["peak_mb"] >= report[name]["start_mb"] > 0
+    printed = capsys.readouterr().out
+    assert "img2img_mixer, tiles" in printed
+    assert "unet of" in printed
+
+
+def test_benchmark_takes_the_unet_of_equal_size() -> None:
+    table = {
+        chans: sum(p.numel() for p in build_model("unet", chans=chans).parameters())
+        for chans in range(1, 25)
+    }
+    for wanted in (1, 197_000, 1_000_000, 3_400_000):
+        nearest = min(table, key=lambda chans: abs(table[chans] - wanted))
+        assert benchmark.unet_of_size(wanted, 3) == nearest
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give one of denoise"),
+        (["nonsense"], "give one of denoise"),
+        (["denoise"], "run"),
+        (["denoise", "--run", "missing", "--megapixels", "0"], "--megapixels: given 0"),
+        (["denoise", "--run", "missing", "--repeats", "0"], "--repeats: given 0"),
+        (["denoise", "--run", "missing", "--unet_chans", "0"], "--unet_chans: given 0"),
+        (["denoise", "--run", "missing"], "no such checkpoint"),
+    ],
+)
+def test_bad_input_of_the_benchmark(words: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        benchmark.main(words)
 
 
 # The SIDD benchmark
