@@ -62,7 +62,7 @@ class UntrainedConfig:
         None, help=f"steps of every fit; {FULL_ITERATIONS}, with --short {SHORT_ITERATIONS}"
     )
     lr: float | None = flag(
-        None, help="first learning rate of all networks; without it each one's published rate"
+        None, help="first learning rate of all networks; without it each has its own"
     )
     seed: int = flag(1, help="of noise, input and first weights")
     size: int | None = flag(
