@@ -36,8 +36,6 @@ BAND = 256  # rows worked on at once
 _SIXTEEN_BITS = (".png", ".tif", ".tiff")
 _WITH_ALPHA = (".png", ".tif", ".tiff", ".webp")
 _ORIENTATION = 0x0112
-# Pillow's limit is a global; it is lifted only while a header is read, by one thread at a time.
-_limit_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -279,16 +277,38 @@ def _naming(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: truncated or broken picture ({reason})") from None
 
 
+class _Limit:
+    """Pillow's own limit on pixels, lifted while any thread is between `__enter__` and `__exit__`.
+
+    It is a global, far below what cameras make, and asked both when a header is read and when pixels
+    are decoded.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                Image.MAX_IMAGE_PIXELS = self._before
+
+
+_lifted_limit = _Limit()
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[ImageFile.ImageFile]:
     """Open a file and read its header; the size is checked against `MAX_PIXELS`."""
-    with _limit_lock:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            image = Image.open(path, formats=FORMATS)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-    with image:
+    with _lifted_limit, Image.open(path, formats=FORMATS) as image:
         pixels = image.width * image.height
         if pixels > MAX_PIXELS:
             raise InputError(

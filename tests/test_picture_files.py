@@ -529,6 +529,18 @@ def test_large_pictures_are_allowed_and_bombs_are_not(tmp_path: Path) -> None:
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".tif", ".webp", ".bmp"])
+def test_pillows_own_limit_does_not_apply(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    write_picture(tmp_path / f"a{ending}", smooth() / np.float32(255))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agrees_with_header(tmp_path / f"a{ending}")
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
 def test_nothing_is_overwritten_and_nothing_half_written(tmp_path: Path) -> None:
     pixels = smooth() / np.float32(255)
     path = tmp_path / "a.png"
