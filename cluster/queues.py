@@ -40,6 +40,7 @@ ENDED = (
     "TIMEOUT",
 )
 ANSWER_S = 60
+STOP_S = 30
 QUEUED, ENDED_HERE = "queued", "ended"
 
 
@@ -286,9 +287,17 @@ def run_locally(
     import submitit
 
     class LocalExecutor(submitit.LocalExecutor):
-        """Starts the project's own program."""
+        """Starts the project's own program, after the set-up commands.
 
-        _submitit_command_str = property(lambda self: _command(self.folder))
+        Given those itself, submitit puts a shell before its controller, which signals do not pass.
+        """
+
+        commands: tuple[str, ...] = ()
+
+        @property
+        def _submitit_command_str(self) -> str:
+            words = " && ".join([*self.commands, f"exec {_command(self.folder)}"])
+            return f"sh -c {shlex.quote(words)}"
 
     content = json.loads(claim.read_text())
     waiting, working = list(jobs), dict[str, tuple[Any, int]]()
@@ -309,8 +318,8 @@ def run_locally(
             gpus_per_node=resources.gpus_per_node,
             visible_gpus=tuple(range(first, first + resources.gpus_per_node)),
             stderr_to_stdout=True,
-            setup=list(resources.setup),
         )
+        executor.commands = resources.setup
         handed = executor.submit(job)
         working[run_id] = (handed, slot)
         tries[run_id] += 1
@@ -352,7 +361,10 @@ def run_locally(
         for handed, _ in working.values():
             handed.cancel()
         for run_id, (handed, _) in working.items():
-            handed._process.wait()
+            try:
+                handed._process.wait(timeout=STOP_S)
+            except subprocess.TimeoutExpired:
+                handed._process.kill()
             content["jobs"][run_id] = ENDED_HERE
         for run_id in waiting:
             content["jobs"][run_id] = ENDED_HERE

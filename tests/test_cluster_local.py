@@ -238,7 +238,8 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
     assert "challenge" in complaint(launch, *train, "sinlgecoil")
     assert "--nodes: given 0" in complaint(launch, "--nodes", 0, *train, "singlecoil")
     assert "SLURM is not installed here" in complaint(launch, *train, "singlecoil")
-    assert "given 2" in complaint(launch, "--nodes", 2, "--cluster", "local", *train, "singlecoil")
+    two = complaint(launch, "--nodes", 2, "--cluster", "local", *train, "singlecoil")
+    assert "runs on 1 node, given --nodes 2" in two
     assert not (tmp_path / "paper").exists()
 
 
