@@ -220,7 +220,7 @@ def test_the_pool_ends_with_its_parent(tmp_path, number):
             os.killpg(process.pid, number)
         else:
             process.kill()
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=240)
         assert process.returncode != 0
         if number == signal.SIGINT:
             assert errors.count("KeyboardInterrupt") == 1
@@ -243,7 +243,7 @@ def test_the_package_is_found_from_a_script_of_this_folder():
         "print(denoise(np.random.default_rng(0).random((9, 9)), 0.1).shape)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", lines], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", lines], capture_output=True, text=True, timeout=240, check=False
     )
     assert done.stdout == "(9, 9)\n", done.stderr
 
