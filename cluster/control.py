@@ -49,7 +49,8 @@ def run_states(
     for submission in folder.submissions():
         for run_id in submission["jobs"]:
             latest[run_id] = submission
-    finished = {i for i in run_ids if os.path.exists(folder.run(i).metrics_file)}
+    runs = str(folder.path / "runs")
+    finished = {i for i in run_ids if os.path.exists(f"{runs}/{i}/metrics.json")}
     open_runs = [run_id for run_id in run_ids if run_id not in finished]
     recorded = set()
     if (folder.path / "records").is_dir():
@@ -269,9 +270,12 @@ def restored_sweep(stored: Mapping[str, Any], file: Path) -> Sweep:
     """The sweep of `stored_sweep`."""
     from cluster.grid import Plot
 
-    runs = []
+    runs, shapes = [], {}
     for row in stored["runs"]:
-        resources = {**row["resources"], "setup": tuple(row["resources"]["setup"])}
-        runs.append(Run(**{**row, "resources": Resources(**resources)}))
+        given = row["resources"]
+        key = repr(given)
+        if key not in shapes:
+            shapes[key] = Resources(**{**given, "setup": tuple(given["setup"])})
+        runs.append(Run(**{**row, "resources": shapes[key]}))
     plots = tuple(Plot(**row) for row in stored["plots"])
     return Sweep(stored["name"], file, stored["task"], tuple(runs), plots, {})
