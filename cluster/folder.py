@@ -9,7 +9,6 @@ SWEEP/logs/                 what submitit and the jobs write
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from img2img_recon.errors import InputError
-from img2img_recon.files import writable_folder, write_json
+from img2img_recon.files import locked, writable_folder, write_json
 from img2img_recon.runs import RunFolder
 
 KEPT_ATTEMPTS = 20
@@ -98,33 +97,13 @@ class RunRecord:
         Raises:
             InputError: somebody else holds the record for longer than `wait_s`.
         """
-        with locked(self.path.with_name(".lock"), wait_s, str(self.path)):
+        busy = f"{self.path}: another process holds its lock"
+        with locked(self.path.with_name(".lock"), wait_s, busy):
             content = self.read()
             before = json.dumps(asdict(content))
             yield content
             if json.dumps(asdict(content)) != before:
                 write_json(self.path, asdict(content))
-
-
-@contextmanager
-def locked(path: Path, wait_s: float, what: str) -> Iterator[None]:
-    """Hold the lock file `path`; the lock goes with the process.
-
-    Raises:
-        InputError: not free within `wait_s`.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        deadline = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise InputError(f"{what}: another process holds its lock") from None
-                time.sleep(0.02)
-        yield
 
 
 @dataclass(frozen=True)
@@ -153,7 +132,8 @@ class SweepFolder:
 
     def lock(self, wait_s: float = 600) -> Any:
         """Hold the folder while its runs are submitted, so that two who submit do not both take a run."""
-        return locked(self.path / ".lock", wait_s, f"--folder: {self.path}")
+        busy = f"--folder: {self.path}: another process is submitting its runs"
+        return locked(self.path / ".lock", wait_s, busy)
 
     def stored(self) -> dict[str, Any] | None:
         """The content of sweep.json, None in a new folder.

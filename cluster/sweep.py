@@ -96,23 +96,36 @@ class PlotArguments(Arguments):
     replicates: int = flag(1000, help="replicates of the bootstrap")
 
 
+def content_key(arguments: Arguments) -> str:
+    """A hash of all texts that a sweep is made of."""
+    texts = [json.dumps(arguments.set or ())]
+    for path in (arguments.file, arguments.site or SITE_FILE):
+        texts.append(path.read_text(errors="replace") if path.is_file() else "")
+    # Relative data paths stand for other folders elsewhere.
+    return hashlib.sha256("\0".join([*texts, str(Path.cwd())]).encode()).hexdigest()
+
+
+def load_fresh(arguments: Arguments) -> Sweep:
+    """The sweep, expanded from its file.
+
+    Raises:
+        InputError: as `read_sweep`.
+    """
+    return read_sweep(arguments.file, arguments.site, arguments.set or ())
+
+
 def _load(arguments: Arguments, fresh: bool = False) -> tuple[Sweep, SweepFolder, dict[str, Any]]:
     """The sweep, its folder, and what the folder keeps of it.
 
     A sweep whose text has not changed since it was submitted is taken from its folder: then nothing has
     to be expanded, and no task package is imported.
     """
-    changes = arguments.set or ()
-    texts = [json.dumps(changes)]
-    for path in (arguments.file, arguments.site or SITE_FILE):
-        texts.append(path.read_text(errors="replace") if path.is_file() else "")
-    # Relative data paths stand for other folders elsewhere.
-    key = hashlib.sha256("\0".join([*texts, str(Path.cwd())]).encode()).hexdigest()
+    key = content_key(arguments)
     guess = SweepFolder(arguments.folder or SWEEPS_FOLDER / arguments.file.stem)
     stored = None if fresh else guess.stored()
     if stored is not None and stored.get("key") == key:
         return control.restored_sweep(stored, arguments.file), guess, stored
-    sweep = read_sweep(arguments.file, arguments.site, changes)
+    sweep = load_fresh(arguments)
     folder = SweepFolder(arguments.folder or SWEEPS_FOLDER / sweep.name)
     if not fresh:
         folder.check_owner(sweep.name, sweep.task)

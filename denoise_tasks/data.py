@@ -23,7 +23,7 @@ from img2img_recon.loading import (
     batches_seen,
     one_thread,
 )
-from img2img_recon.training import seed_of
+from img2img_recon.seeds import seed_of
 
 ORIENTATIONS = 8
 

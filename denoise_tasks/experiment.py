@@ -48,7 +48,8 @@ from img2img_recon.execution import Parts, Say, count_parameters, say_nothing, t
 from img2img_recon.metrics import image_scores
 from img2img_recon.progress import Track
 from img2img_recon.runs import RunFolder
-from img2img_recon.training import compile_networks, make_trainer, pick_device, seed_of
+from img2img_recon.seeds import seed_of
+from img2img_recon.training import compile_networks, make_trainer, pick_device
 from img2img_recon.zoo import complete_config, list_models
 
 PANELS = 8

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +16,9 @@ import numpy as np
 from denoise_tasks.noise import centre
 from denoise_tasks.picture_files import list_pictures, read_picture
 from img2img_recon.errors import InputError
-from img2img_recon.files import cache_dir, make_folder_once, write_json
+from img2img_recon.files import cache_dir, locked, make_folder_once, write_json
 from img2img_recon.progress import Track, silent
-from img2img_recon.training import seed_of
+from img2img_recon.seeds import seed_of
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -273,8 +273,8 @@ def open_store(
         content = {"names": names, "shapes": shapes, "maxima": maxima, "broken": broken}
         write_json(folder / INDEX, content)
 
-    with (cache / f".{key}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # who comes second waits for the first one's pixels
+    # Who comes second waits for the first one's pixels.
+    with locked(cache / f".{key}.lock", math.inf, f"{cache}: another process works in it"):
         store = PixelStore(make_folder_once(cache / key, fill))
     for message in store.broken:
         on_broken(message)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from img2img_recon.cli import flag, parse_config, run_script
 from img2img_recon.errors import InputError
-from img2img_recon.files import atomic_path, writable_folder, write_json
+from img2img_recon.files import atomic_path, locked, writable_folder, write_json
 from img2img_recon.plots import label_of
 from img2img_recon.progress import bar, silent
 from img2img_recon.runs import config_hash, environment
@@ -115,17 +115,17 @@ def read_scene(image: Path | None, settings: Settings) -> Scene:
     return make_scene(clean, settings.sigma, settings.seed)
 
 
-def claim_folder(folder: Path, study: Mapping[str, Any], overwrite: bool) -> None:
-    """Make the folder this study's, or find that it already is.
+def check_folder(folder: Path, study: Mapping[str, Any], overwrite: bool) -> None:
+    """See that the folder is new or this study's; nothing in it is changed.
 
     Args:
         folder: where the study's files go.
         study: what makes the study the study it is; a value that JSON can hold.
-        overwrite: throw away the study that is there. Files that no study wrote are never touched.
+        overwrite: the study that is there will be thrown away.
 
     Raises:
-        InputError: a folder of another study (the first differing setting is named), a folder that holds
-            files but no study, or one that cannot be written to. Nothing in it is changed then.
+        InputError: a folder of another study (the first differing setting is named), or one that holds
+            files but no study.
     """
     record = folder / STUDY_FILE
     wanted = json.loads(json.dumps(study))
@@ -143,16 +143,25 @@ def claim_folder(folder: Path, study: Mapping[str, Any], overwrite: bool) -> Non
                 f"--out: {folder} holds a study of other settings ({key}: {stored.get(key)!r} there, "
                 f"{wanted[key]!r} here); give another --out, the same flags, or --overwrite"
             )
-        if overwrite:
-            for path in (*(folder / "fits").glob("*.npz"), *(folder / n for n in RESULT_FILES)):
-                path.unlink(missing_ok=True)
     elif folder.is_dir() and any(not item.name.startswith(".") for item in folder.iterdir()):
         raise InputError(
             f"--out: {folder} holds files but no {STUDY_FILE}; give a new or empty folder"
         )
-    writable_folder(folder, "--out")
+
+
+def claim_folder(folder: Path, study: Mapping[str, Any], overwrite: bool) -> None:
+    """Make the folder this study's; call it when `check_folder` has found nothing, under the folder's lock.
+
+    Args:
+        folder: where the study's files go.
+        study: what makes the study the study it is.
+        overwrite: throw away the study that is there. Files that no study wrote are never touched.
+    """
+    if overwrite:
+        for path in (*(folder / "fits").glob("*.npz"), *(folder / n for n in RESULT_FILES)):
+            path.unlink(missing_ok=True)
     writable_folder(folder / "fits", "--out")
-    write_json(record, wanted)
+    write_json(folder / STUDY_FILE, json.loads(json.dumps(study)))
 
 
 def run_fits(
@@ -286,8 +295,6 @@ def results_table(results: Mapping[str, Any]) -> Table:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Check, fit, draw, print the table."""
-    from rich.console import Console
-
     config = parse_config(UntrainedConfig, words)
     from img2img_recon.training import pick_device
 
@@ -298,7 +305,20 @@ def main(words: Sequence[str] | None = None) -> None:
     folder = config.out or Path("runs") / f"untrained-{config_hash(study)}"
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out: {folder} is a file, expected a folder")
-    claim_folder(folder, study, config.overwrite)
+    check_folder(folder, study, config.overwrite)
+    writable_folder(folder, "--out")
+    with locked(folder / ".lock", 0, f"--out: another process is working in {folder}"):
+        check_folder(folder, study, config.overwrite)
+        claim_folder(folder, study, config.overwrite)
+        _run(config, settings, scene, folder, device)
+
+
+def _run(
+    config: UntrainedConfig, settings: Settings, scene: Scene, folder: Path, device: torch.device
+) -> None:
+    """Fit, draw and tell, in a folder that is this study's."""
+    from rich.console import Console
+
     picture = "scikit-image's camera" if config.image is None else config.image.name
     notes = Console(stderr=True)
     notes.print(f"picture: {picture}, {settings.size} x {settings.size}; writing to {folder}")

@@ -20,14 +20,8 @@ et al., MRM 57:1086, 2007, and Lustig et al., MRM 58:1182, 2007.
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -37,6 +31,7 @@ from fastmri_plugin.transforms import combine_coils, zero_filled_magnitude
 from fastmri_plugin.volumes import Challenge, VolumeInfo, center_crop, open_volume, read_target
 from img2img_recon.errors import InputError
 from img2img_recon.metrics import ssim
+from img2img_recon.processes import available_cores, map_in_processes
 from img2img_recon.progress import Track, silent
 
 if TYPE_CHECKING:
@@ -335,52 +330,13 @@ def _run_task(task: _SliceTask) -> np.ndarray:
         raise InputError(f"{task.path}: slice {task.index}: {error}") from None
 
 
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Let processes that start in this block run their linear algebra on one thread."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _leave_interrupt_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def available_cores() -> int:
-    """Cores that this process may use (a job's share, not the machine's)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _run_tasks(tasks: Sequence[_SliceTask], num_workers: int | None) -> Iterator[np.ndarray]:
     """Results in the tasks' order, from a pool of processes where that is worth its start."""
     workers = min(available_cores() if num_workers is None else num_workers, len(tasks))
     saved = sum(task.seconds for task in tasks) * (1 - 1 / max(workers, 1))
     if workers < 2 or saved < POOL_START_SECONDS:
-        yield from map(_run_task, tasks)
-        return
-    # Spawned, not forked: a fork of a process that has run threads (torch's) may hang.
-    pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_leave_interrupt_to_parent
-    )
-    try:
-        with _one_thread_each():
-            results = pool.map(_run_task, tasks)
-        yield from results
-    except BrokenProcessPool:
-        raise InputError(
-            f"one of {workers} worker processes was ended (out of memory?); use fewer workers"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        workers = 1
+    yield from map_in_processes(_run_task, tasks, workers)
 
 
 def reconstruct_volumes(

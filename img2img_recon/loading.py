@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from img2img_recon.training import seed_of
+from img2img_recon.seeds import seed_of
 
 
 class SampleKey(NamedTuple):

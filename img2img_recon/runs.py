@@ -11,7 +11,6 @@ RUN/metrics.json         written last: a run with it is finished
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from img2img_recon.errors import InputError
-from img2img_recon.files import writable_folder, write_json
+from img2img_recon.files import locked, writable_folder, write_json
 
 RECORDED_PACKAGES = (
     "torch",
@@ -195,9 +194,6 @@ class RunFolder:
         The lock goes with the process, so a killed run leaves none behind.
         """
         writable_folder(self.path, "--run_dir")
-        with (self.path / ".lock").open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"--run_dir: another process is working in {self.path}") from None
+        busy = f"--run_dir: another process is working in {self.path}"
+        with locked(self.path / ".lock", 0, busy):
             yield

@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 import warnings
-import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +27,8 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from img2img_recon.errors import InputError
 from img2img_recon.files import atomic_path
 from img2img_recon.runs import RunFolder
+from img2img_recon.seeds import seed_of
 from img2img_recon.stopping import STOP_REQUEST, RunStopped
-
-
-def seed_of(*parts: int | str) -> int:
-    """A 32-bit seed that depends on all parts and on nothing else."""
-    return zlib.crc32("|".join(map(str, parts)).encode())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cluster.benchmark import FoldersBenchmark, measure_folders
 from cluster.control import run_states
 from cluster.folder import SweepFolder
 from cluster.grid import Resources, Run
@@ -95,6 +96,12 @@ def test_many_runs(tmp_path):
     states = run_states(folder, [run.id for run in runs])
     assert [states[run.id].state for run in runs] == ["done"] * 497 + ["missing"] * 3
     assert len(collect(runs, folder).rows) == 497
+
+
+def test_benchmark_of_many_folders():
+    report = measure_folders(FoldersBenchmark(runs=20, repeats=1))
+    assert report["runs"] == 20
+    assert len(report["status"]) == len(report["collect"]) == 1
 
 
 def log(folder: RunFolder, number: int, text: str) -> None:

@@ -33,6 +33,7 @@ from denoise_tasks.untrained_study import (
     square_picture,
 )
 from img2img_recon.errors import InputError
+from img2img_recon.files import locked
 from img2img_recon.zoo import build_model
 
 FULL = Settings(size=256, iterations=1501, sigma=None, lr=None, seed=1, short=False)
@@ -347,6 +348,13 @@ def test_a_study_of_other_settings_is_refused_and_overwritten_only_on_demand(stu
     assert results["settings"]["seed"] == 2
     assert not (folder / "fits" / "unet-image.npz").exists()
     assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_two_studies_do_not_work_in_one_folder(tmp_path):
+    out = tmp_path / "study"
+    with locked(out / ".lock", 0, "free"):
+        refused(r"--out: another process is working in .*study", "--out", out, *TINY_WORDS)
+    assert files(out) == {".lock": b""}
 
 
 def test_a_folder_that_is_no_study_is_left_alone(tmp_path):
