@@ -201,7 +201,6 @@ def measure_slurm(config: SlurmBenchmark) -> dict[str, Any]:
                         "bare": bare,
                         **queued,
                         "overhead": queued["total"] - bare,
-                        "overhead_without_submit": queued["total"] - queued["submit"] - bare,
                         "warned_to_saved": preempted["warned_to_saved"],
                         "saved_to_running": preempted["saved_to_running"],
                         "preempted_total": preempted["total"],
