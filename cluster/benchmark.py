@@ -258,15 +258,15 @@ def measure_folders(config: FoldersBenchmark) -> dict[str, Any]:
     return {"runs": config.runs, **seconds}
 
 
-def claim_finished(file: Path) -> None:
+def claim_finished(file: Path, changes: Sequence[str] = ()) -> None:
     """Make a sweep's folder in the working directory as it is when all its runs have finished."""
     from cluster.control import stored_sweep
     from cluster.sweep import SWEEPS_FOLDER, Arguments, content_key, load_fresh
 
-    arguments = Arguments(sweep=file)
+    arguments = Arguments(sweep=file, set=tuple(changes))
     sweep = load_fresh(arguments)
     folder = SweepFolder(SWEEPS_FOLDER / sweep.name)
-    folder.claim(sweep.name, sweep.task, stored_sweep(sweep, content_key(arguments)))
+    folder.claim(sweep.name, sweep.task, stored_sweep(sweep, content_key(arguments), changes))
     write_finished_runs(folder, [run.id for run in sweep.runs])
 
 

@@ -256,10 +256,17 @@ def cancel(folder: SweepFolder, run_ids: Sequence[str]) -> int:
     return len(active)
 
 
-def stored_sweep(sweep: Sweep, key: str) -> dict[str, Any]:
-    """What sweep.json keeps of a sweep, so that looking at it needs no task package; `key` says of which text."""
+def stored_sweep(sweep: Sweep, key: str, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """What sweep.json keeps of a sweep, so that looking at it needs no task package.
+
+    Args:
+        sweep: the sweep.
+        key: says of which text.
+        changes: the `key=value` flags that it was expanded with.
+    """
     return {
         "key": key,
+        "set": list(changes),
         "runs": [asdict(run) for run in sweep.runs],
         "plots": [asdict(plot) for plot in sweep.plots],
         "file": str(sweep.file),

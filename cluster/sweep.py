@@ -40,7 +40,9 @@ class Arguments:
     folder: Path | None = flag(None, help="the sweep's folder; default: sweeps_out/NAME")
     site: Path | None = flag(None, help="the site file; default: cluster_site.yaml, if it is there")
     set: tuple[str, ...] | None = flag(
-        None, help="KEY=VALUE ...: flags that override those of the file's base"
+        None,
+        help="KEY=VALUE ...: flags that override those of the file's base; other commands than submit "
+        "take those of the submission",
     )
 
     @property
@@ -114,22 +116,32 @@ def load_fresh(arguments: Arguments) -> Sweep:
     return read_sweep(arguments.file, arguments.site, arguments.set or ())
 
 
-def _load(arguments: Arguments, fresh: bool = False) -> tuple[Sweep, SweepFolder, dict[str, Any]]:
+def _load(
+    arguments: Arguments, *, fresh: bool = False, remember: bool = True
+) -> tuple[Sweep, SweepFolder, dict[str, Any]]:
     """The sweep, its folder, and what the folder keeps of it.
 
     A sweep whose text has not changed since it was submitted is taken from its folder: then nothing has
     to be expanded, and no task package is imported.
+
+    Args:
+        arguments: which sweep; without `--set`, what it was submitted with holds.
+        fresh: expand it from its file in any case.
+        remember: False takes `--set` as it is, also when it is not given.
     """
-    key = content_key(arguments)
     guess = SweepFolder(arguments.folder or SWEEPS_FOLDER / arguments.file.stem)
-    stored = None if fresh else guess.stored()
+    stored = guess.stored()
+    if remember and arguments.set is None and stored is not None and stored.get("set"):
+        arguments = replace(arguments, set=tuple(stored["set"]))
+    key = content_key(arguments)
+    stored = None if fresh else stored
     if stored is not None and stored.get("key") == key:
         return control.restored_sweep(stored, arguments.file), guess, stored
     sweep = load_fresh(arguments)
     folder = SweepFolder(arguments.folder or SWEEPS_FOLDER / sweep.name)
     if not fresh:
         folder.check_owner(sweep.name, sweep.task)
-    return sweep, folder, control.stored_sweep(sweep, key)
+    return sweep, folder, control.stored_sweep(sweep, key, arguments.set or ())
 
 
 def _existing(arguments: Arguments) -> tuple[Sweep, SweepFolder]:
@@ -197,7 +209,7 @@ def resubmit(words: Sequence[str]) -> None:
 def _submit(arguments: SubmitArguments, again: Any) -> None:
     if arguments.parallel is not None and arguments.parallel < 1:
         raise InputError(f"--parallel: given {arguments.parallel}, allowed: 1 or more")
-    sweep, folder, content = _load(arguments, fresh=True)
+    sweep, folder, content = _load(arguments, fresh=True, remember=again != "new")
     if arguments.parallel is not None:
         runs = tuple(
             replace(run, resources=replace(run.resources, array_parallelism=arguments.parallel))

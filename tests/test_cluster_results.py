@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cluster.benchmark import FoldersBenchmark, measure_folders
+from cluster.benchmark import FoldersBenchmark, claim_finished, measure_folders
 from cluster.control import run_states
 from cluster.folder import SweepFolder
 from cluster.grid import Resources, Run
 from cluster.results import collect, progress_of, write_table
+from cluster.sweep import main
 from img2img_recon.runs import RunFolder
 
 
@@ -102,6 +103,23 @@ def test_benchmark_of_many_folders():
     report = measure_folders(FoldersBenchmark(runs=20, repeats=1))
     assert report["runs"] == 20
     assert len(report["status"]) == len(report["collect"]) == 1
+
+
+def test_a_sweep_remembers_with_which_flags_it_was_submitted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("one.yaml").write_text("{task: gaussian, base: {sigma: 30}, axes: {grid: {seed: [1, 2]}}}")
+    claim_finished(Path("one.yaml"), ("sigma=25",))
+    for words in (["status"], ["collect"], ["status", "--set", "sigma=25"]):
+        main([words[0], "one.yaml", *words[1:]])
+        assert "2 done" in (said := capsys.readouterr().out) or "2 of 2 runs" in said, words
+    main(["status", "one.yaml", "--set", "sigma=50"])
+    assert "2 missing" in capsys.readouterr().out
+    # a text that has changed since is expanded anew, with the same flags
+    Path("one.yaml").write_text(
+        "{task: gaussian, base: {sigma: 30}, axes: {grid: {seed: [1, 2, 3]}}}"
+    )
+    main(["status", "one.yaml"])
+    assert "2 done, 1 missing" in capsys.readouterr().out
 
 
 def log(folder: RunFolder, number: int, text: str) -> None:
