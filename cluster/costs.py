@@ -31,19 +31,6 @@ MRI_SLICES = {"singlecoil": 34_742, "multicoil": 34_742}
 MRI_SIZE = (320, 320)
 DENOISING_SIZE = (256, 256)
 EPOCHS = {"mri": 40, "gaussian": 60, "sidd": 100}
-OPTIONS = (
-    "img_size",
-    "patch_size",
-    "embed_dim",
-    "depth",
-    "mlp_ratio",
-    "num_heads",
-    "tokens_mlp_dim",
-    "channels_mlp_dim",
-    "chans",
-    "num_pool_layers",
-    "drop_prob",
-)
 
 
 class Cost(NamedTuple):
@@ -118,11 +105,15 @@ def cost(run: Run) -> Cost:
     Raises:
         InputError: no such network, or an option that it lacks.
     """
+    from img2img_recon.flags import OPTION_FLAGS
+
     model = str(run.config.get("model", "img2img_mixer"))
     images = _train_images(run)
     if model.startswith("fastmri_"):
         return Cost(None, images, None)
-    given = {key: _single(run.config[key]) for key in OPTIONS if run.config.get(key) is not None}
+    given = {
+        key: _single(run.config[key]) for key in OPTION_FLAGS if run.config.get(key) is not None
+    }
     channels, size = _shape(run)
     parameters, operations = network_cost(model, given, channels, size)
     epochs = run.config.get("max_epochs") or EPOCHS[run.task]
