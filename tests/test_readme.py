@@ -16,6 +16,20 @@ PROJECT = Path(__file__).resolve().parent.parent
 README = (PROJECT / "README.md").read_text()
 
 
+def run_command(command: str, folder: Path) -> str:
+    """What a command that follows `python` says."""
+    done = subprocess.run(
+        [sys.executable, *shlex.split(command)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def place(tiny_data, tmp_path_factory) -> Path:
     """A folder in which DIR, scans.h5 and the scripts are what the README takes them for."""
@@ -35,20 +49,12 @@ def test_commands(place):
     commands = re.findall(r"^    python (fastmri_plugin/.*)$", README, flags=re.MULTILINE)
     assert len(commands) >= 7
     for number, command in enumerate(commands):
-        done = subprocess.run(
-            [sys.executable, *shlex.split(command)],
-            cwd=place,
-            capture_output=True,
-            text=True,
-            timeout=400,
-            check=False,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        said = run_command(command, place)
         if number == 0:
             (run,) = (place / "runs").iterdir()
             (place / "RUN").symlink_to(run)
         if "--validate" in command:
-            assert "valid submission" in done.stdout
+            assert "valid submission" in said
 
 
 @pytest.fixture(scope="module")
@@ -98,15 +104,7 @@ def test_denoising_commands(photo_place):
             )
         if "evaluate.py" in command:
             command = command.replace("15 25 30 50", "50") + " --limit 1"
-        done = subprocess.run(
-            [sys.executable, *shlex.split(command)],
-            cwd=photo_place,
-            capture_output=True,
-            text=True,
-            timeout=400,
-            check=False,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        run_command(command, photo_place)
         if "--data_path PHOTOS --train_images" in command:
             runs = sorted((photo_place / "runs").iterdir())
             (photo_place / "RUN").symlink_to(runs[0])
@@ -115,6 +113,27 @@ def test_denoising_commands(photo_place):
         "one.png",
         "photo.jpg",
     ]
+
+
+@pytest.mark.slow
+def test_sweep_commands(tmp_path, tiny_data):
+    """As written, on data that a site file names; what needs SLURM is in test_slurm.py or goes dry."""
+    for name in ("cluster", "fastmri_plugin"):
+        (tmp_path / name).symlink_to(PROJECT / name)
+    (tmp_path / "DIR").symlink_to(tiny_data("singlecoil"))
+    (tmp_path / "cluster_site.yaml").write_text("base: {mri: {data_path: DIR}}")
+    commands = re.findall(r"^    python (cluster/.*)$", README, flags=re.MULTILINE)
+    (launch,) = (command for command in commands if "launch.py" in command)
+    assert "#SBATCH --gpus-per-node=4" in run_command(
+        launch.replace("launch.py", "launch.py --dry_run"), tmp_path
+    )
+    sweeps = commands[: commands.index(launch)]
+    assert len(sweeps) >= 5
+    for command in sweeps:
+        said = run_command(command, tmp_path)
+        if "status" in command:
+            assert "smoke: 4 done" in said
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == 5
 
 
 def test_python_block():
@@ -146,6 +165,9 @@ def test_links_lead_somewhere():
         ("denoise_tasks/evaluate", "--bm3d"),
         ("denoise_tasks/denoise", "--self_ensemble"),
         ("denoise_tasks/untrained", "--image"),
+        ("cluster/sweep", "submit"),
+        ("cluster/launch", "--nodes"),
+        ("cluster/local_slurm", "install"),
     ],
 )
 def test_help(name, flag, script):
