@@ -73,6 +73,11 @@ class Setup:
         """Progress bars, if wanted."""
         return track_of(self.config.progress)
 
+    @property
+    def train_images(self) -> int:
+        """How many images the training crops are cut from."""
+        return len({window.image for window in self.train.windows})
+
 
 def prepare(config: TrainConfig, say: Say = say_nothing) -> Setup:
     """Find and decode the data and settle every open setting.
@@ -265,10 +270,10 @@ def build(setup: Setup) -> Parts:
 
 def describe(setup: Setup, parts: Parts) -> str:
     """One line on what is about to be trained."""
-    images = len({window.image for window in setup.train.windows})
     return (
         f"{setup.config.model}: {count_parameters(parts.module):,} parameters; "
-        f"{len(setup.train)} crops of {images} images per epoch, {len(setup.val)} validation images"
+        f"{len(setup.train)} crops of {setup.train_images} images per epoch, "
+        f"{len(setup.val)} validation images"
     )
 
 
@@ -301,6 +306,7 @@ def score(setup: Setup) -> dict[str, Any]:
         "model": config.model,
         "sigma": config.sigma,
         "protocol": config.protocol,
+        "train_images": setup.train_images,
         "scored_on": "validation images; the checkpoint was chosen on them too",
         "images": rows,
         "mean": {method: mean_scores(scores) for method, scores in rows.items()},
