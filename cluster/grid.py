@@ -99,7 +99,7 @@ class Plot:
     Attributes:
         x: column on the horizontal (logarithmic) axis: parameters, train_images, a flag or a tag.
         y: score on the vertical axis.
-        lines: column whose values are lines of their own.
+        lines: column, or columns, whose values are lines of their own.
         fit: whether to fit and draw the saturating power law.
         title: above the figure.
         x_label: below it; the column's name by default.
@@ -108,11 +108,16 @@ class Plot:
 
     x: str
     y: str
-    lines: str = "model"
+    lines: str | tuple[str, ...] = "model"
     fit: bool = True
     title: str = ""
     x_label: str = ""
     published: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+
+    @property
+    def line_columns(self) -> tuple[str, ...]:
+        """The columns of `lines`."""
+        return (self.lines,) if isinstance(self.lines, str) else tuple(self.lines)
 
 
 @dataclass(frozen=True)
@@ -331,6 +336,15 @@ def _plots(document: _Document) -> tuple[Plot, ...]:
         for key in ("x", "y"):
             if not isinstance(row.get(key), str):
                 raise document.error((*place, key), "missing: the name of a column of the table")
+        if "lines" in row:
+            given = row["lines"]
+            columns = [given] if isinstance(given, str) else given
+            if not isinstance(columns, list) or not all(isinstance(c, str) for c in columns):
+                raise document.error(
+                    (*place, "lines"),
+                    f"given {given!r}, allowed: a column's name or a list of them",
+                )
+            row = {**row, "lines": given if isinstance(given, str) else tuple(given)}
         published = {}
         for line, points in (row.get("published") or {}).items():
             try:

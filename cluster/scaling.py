@@ -154,6 +154,17 @@ def interval(values: np.ndarray, level: float = LEVEL) -> Interval:
     return Interval(float(low), float(high))
 
 
+def _line_of(row: Mapping[str, Any], columns: Sequence[str]) -> str | None:
+    """The line of a figure that a row belongs to; a number says of what. None if the row lacks a column."""
+    values = [row.get(column) for column in columns]
+    if any(value in (None, "") for value in values):
+        return None
+    return ", ".join(
+        value if isinstance(value, str) else f"{value:,} {column.replace('_', ' ')}"
+        for value, column in zip(values, columns, strict=True)
+    )
+
+
 def lines_of(table: Table, plot: Plot) -> dict[str, dict[float, list[np.ndarray]]]:
     """By line and size, the scores by image of each seed; only of images that all runs of the line share.
 
@@ -162,7 +173,7 @@ def lines_of(table: Table, plot: Plot) -> dict[str, dict[float, list[np.ndarray]
     """
     found: dict[str, dict[float, list[dict[str, float]]]] = {}
     for row in table.rows:
-        size, line = row.get(plot.x), row.get(plot.lines)
+        size, line = row.get(plot.x), _line_of(row, plot.line_columns)
         by_image = table.scores[row["id"]].get(plot.y)
         if by_image is None and plot.y in row:
             by_image = {"mean": row[plot.y]}
@@ -172,10 +183,10 @@ def lines_of(table: Table, plot: Plot) -> dict[str, dict[float, list[np.ndarray]
             position = float(size)
         except (TypeError, ValueError):
             raise InputError(f"plots: {plot.x} is no number in run {row['id']}: {size!r}") from None
-        found.setdefault(str(line), {}).setdefault(position, []).append(by_image)
+        found.setdefault(line, {}).setdefault(position, []).append(by_image)
     if not found:
         raise InputError(
-            f"plots: no finished run has {plot.x}, {plot.y} and {plot.lines}; "
+            f"plots: no finished run has {', '.join([plot.x, plot.y, *plot.line_columns])}; "
             f"columns: {', '.join(table.columns) or 'none'}"
         )
     lines = {}
@@ -213,7 +224,8 @@ def draw(
     axes = figure.add_subplot()
     report: dict[str, Any] = {}
     for number, line in enumerate(dict.fromkeys([*lines, *plot.published])):
-        colour, label = f"C{number % 10}", label_of(line)
+        network, comma, rest = line.partition(", ")
+        colour, label = f"C{number % 10}", label_of(network) + comma + rest
         points = plot.published.get(line, ())
         if points:
             axes.plot(

@@ -126,8 +126,18 @@ def test_only_images_that_all_runs_share_are_compared():
         lines_of(table, Plot("parameters", "psnr"))
 
 
+def test_lines_of_several_columns(tmp_path):
+    rows = rows_of("unet", [100, 200, 400])
+    for row in rows:
+        row["seed"] = int(row["id"][-1])
+    plot = Plot("parameters", "psnr", lines=("model", "seed"))
+    assert set(lines_of(table_of(rows), plot)) == {"unet, 0 seed", "unet, 1 seed"}
+    report = draw(tmp_path / "f.png", table_of(rows), plot, replicates=20)
+    assert report["unet, 1 seed"]["runs"] == 3
+
+
 def test_what_cannot_be_drawn_is_said(tmp_path):
-    with pytest.raises(InputError, match=r"^plots: no finished run has depth, psnr and model"):
+    with pytest.raises(InputError, match=r"^plots: no finished run has depth, psnr, model"):
         lines_of(table_of(rows_of("unet", [100])), Plot("depth", "psnr"))
     sweep = Sweep("s", tmp_path / "s.yaml", "mri", (), (), {})
     with pytest.raises(InputError, match="no plots in it"):

@@ -294,6 +294,10 @@ BASE = "base:\n  challenge: singlecoil\n"
             r"one.yaml:6: resources.grace_s: given 200, allowed: less than signal_delay_s",
         ),
         (HEAD + BASE + "plots:\n- {x: seed}\n", r"one.yaml:6: plots\[0\].y: missing"),
+        (
+            HEAD + BASE + "plots:\n- {x: seed, y: psnr, lines: 3}\n",
+            r"one.yaml:6: plots\[0\].lines: given 3, allowed: a column's name or a list of them",
+        ),
         (HEAD + BASE + "  seed: {\n", r"one.yaml:\d+: not valid YAML"),
         ("- 1\n", r"one.yaml:1: expected the keys of a sweep"),
     ],
