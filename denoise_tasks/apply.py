@@ -106,7 +106,7 @@ def denoise_pixels(
 
     Args:
         denoiser: the network, which is moved to `device`.
-        pixels: float32 (H, W, C) in [0, 1]; C is 1 or 3.
+        pixels: float32 (H, W, C) in [0, 1]; C is the network's, or one is grey and the other colour.
         device: where it runs.
         self_ensemble: take the mean over the eight flips and quarter turns of the picture.
         tile_batch: tiles that go through the network at once, see `bounded`; None: `TILE_BATCH`.
@@ -115,13 +115,13 @@ def denoise_pixels(
         float32 (H, W, C), not clipped.
 
     Raises:
-        InputError: another number of channels of the picture or the network.
+        InputError: numbers of channels that do not go together.
     """
     H, W, channels = pixels.shape
-    if channels not in (1, 3) or denoiser.in_chans not in (1, 3):
+    if channels != denoiser.in_chans and {channels, denoiser.in_chans} != {1, 3}:
         raise InputError(
             f"a picture of {channels} and a network of {denoiser.in_chans} channels; "
-            "allowed: 1 or 3 of each"
+            "allowed: equally many, or grey and colour"
         )
     tile_batch = tile_batch or TILE_BATCH.get(torch.device(device).type, TILE_BATCH["cpu"])
     module = bounded(denoiser.module.eval().to(device), H, W, tile_batch)

@@ -78,10 +78,8 @@ def _check_image(image: Any, what: str) -> None:
     if not isinstance(image, np.ndarray) or not np.issubdtype(image.dtype, np.floating):
         kind = getattr(image, "dtype", type(image).__name__)
         raise InputError(f"{what}: holds {kind}, allowed: an array of floats in image units [0, 1]")
-    if image.ndim not in (2, 3) or image.size == 0 or image.shape[2:] not in ((), (1,), (3,)):
-        raise InputError(
-            f"{what}: has shape {image.shape}, allowed: (H, W), (H, W, 1) or (H, W, 3)"
-        )
+    if image.ndim not in (2, 3) or image.size == 0:
+        raise InputError(f"{what}: has shape {image.shape}, allowed: (H, W) or (H, W, C)")
     if not np.isfinite(image).all():
         raise InputError(f"{what}: holds NaN or infinite values")
 
@@ -95,11 +93,15 @@ def _check(noisy: Any, sigma: float, variant: str, what: str = "noisy image") ->
 
 
 def _filter(image: NDArray[np.float64], sigma: float, variant: str) -> NDArray[np.float64]:
-    """Denoise float64 (H, W) or (H, W, 3) with sides of at least `MIN_SIDE`."""
+    """Denoise float64 (H, W) or (H, W, C) with sides of at least `MIN_SIDE`."""
     package = _package()
     profile = package.BM3DProfile()
     # With more threads the sums are taken in another order, and results differ from call to call.
     profile.num_threads = 1
+    if image.ndim == 3 and image.shape[2] != 3:
+        return np.stack(
+            [_filter(image[..., c], sigma, variant) for c in range(image.shape[2])], axis=2
+        )
     if image.ndim == 2 or variant == "channelwise":
         return package.bm3d(image, sigma, profile)
     if (image == image[..., :1]).all():
@@ -115,9 +117,10 @@ def denoise(noisy: NDArray[np.floating], sigma: float, variant: Variant = "cbm3d
     """Denoise one image with BM3D, on one thread.
 
     Args:
-        noisy: floats, (H, W), (H, W, 1) or (H, W, 3), in image units; any size.
+        noisy: floats, (H, W) or (H, W, C), in image units; any size.
         sigma: standard deviation of the noise in image units.
-        variant: `cbm3d`, or `channelwise` as the paper calls it; the same on grey images.
+        variant: `cbm3d`, or `channelwise` as the paper calls it; the same on images of other than three
+            channels.
 
     Returns:
         float32 of the same shape, not clipped.
@@ -220,7 +223,7 @@ def estimate_sigma(noisy: NDArray[np.floating], noise: NoiseKind = "white") -> f
     where there is less noise.
 
     Args:
-        noisy: floats, (H, W), (H, W, 1) or (H, W, 3), in image units.
+        noisy: floats, (H, W) or (H, W, C), in image units.
         noise: the kind of noise.
 
     Returns:
@@ -240,6 +243,9 @@ def estimate_sigma(noisy: NDArray[np.floating], noise: NoiseKind = "white") -> f
             f"(at least {smallest} x {smallest}); give sigma"
         )
     image = np.asarray(noisy, dtype=np.float64).reshape(*noisy.shape[:2], -1)
+    if (image == image[..., :1]).all():
+        # Grey kept as colour: noise that is the same in all channels would pass for structure.
+        image = image[..., :1]
     return _smooth_block_sigma(image) if noise == "camera" else _white_sigma(image)
 
 

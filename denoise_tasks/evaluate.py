@@ -7,10 +7,10 @@ python denoise_tasks/evaluate.py --run RUN --sidd_validation NOISY.mat GT.mat
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
@@ -38,7 +38,7 @@ from denoise_tasks.sidd import list_pairs, list_sidd, read_validation
 from img2img_recon.cli import flag, parse_config, run_script
 from img2img_recon.errors import InputError
 from img2img_recon.execution import say
-from img2img_recon.files import atomic_path, write_json
+from img2img_recon.files import atomic_path, writable_folder, write_json
 from img2img_recon.plots import label_of
 from img2img_recon.progress import bar, silent
 from img2img_recon.training import pick_device
@@ -71,7 +71,9 @@ class EvaluateConfig:
         "all", help="val or test: only what the runs left out of their training, found as they did"
     )
     sigma: tuple[float, ...] | None = flag(None, help="noise levels, of 255 grey levels")
-    protocol: Protocol = flag("standard", help="paper or standard; see denoise_tasks/noise.py")
+    protocol: Protocol | None = flag(
+        None, help="paper or standard (default); see denoise_tasks/noise.py"
+    )
     limit: int | None = flag(None, help="at most so many images")
     self_ensemble: bool = flag(False, help="mean over the eight flips and quarter turns")
     out: Path = flag(Path("evaluation"), help="folder for tables and panels")
@@ -94,6 +96,12 @@ class EvaluateConfig:
             raise InputError("--run: nothing to evaluate; give a run folder, or --bm3d")
         if self.sidd_validation is not None and len(self.sidd_validation) != 2:
             raise InputError("--sidd_validation: two files are needed, NOISY.mat GT.mat")
+        if self.data_path is None:
+            for name in ("sigma", "protocol"):
+                if getattr(self, name) is not None:
+                    raise InputError(f"--{name}: only with --data_path; --{given[0]} is real noise")
+        if self.sidd_validation is not None and self.split != "all":
+            raise InputError(f"--split: given {self.split}, the validation blocks have no split")
         for sigma in self.sigma or ():
             check_sigma(sigma)
         for name in ("limit", "bm3d_images", "workers"):
@@ -124,8 +132,16 @@ def find_cases(config: EvaluateConfig, runs: dict[str, Denoiser]) -> list[tuple[
     """Titles and cases, one entry per noise level; every file is read once to find the broken ones.
 
     Raises:
-        InputError: data that cannot be used.
+        InputError: data that cannot be used, or none.
     """
+    levels = _find_cases(config, runs)
+    for title, cases in levels:
+        if not cases:
+            raise InputError(f"--split: {config.split} of {title} has no image in it")
+    return levels
+
+
+def _find_cases(config: EvaluateConfig, runs: dict[str, Denoiser]) -> list[tuple[str, list[Case]]]:
     first = next(iter(runs.values()), None)
     channels = first.in_chans if first else 3
     real = config.pairs is not None or (
@@ -168,7 +184,7 @@ def find_cases(config: EvaluateConfig, runs: dict[str, Denoiser]) -> list[tuple[
     return [
         (
             f"{config.data_path.name}, sigma {sigma:g}",
-            gaussian_cases(paths, config.data_path, channels, sigma, config.protocol),
+            gaussian_cases(paths, config.data_path, channels, sigma, config.protocol or "standard"),
         )
         for sigma in config.sigma
     ]
@@ -215,23 +231,41 @@ def evaluate(config: EvaluateConfig) -> list[Result]:
     runs = load_runs(config.run)
     levels = find_cases(config, runs)
     device = pick_device(config.accelerator)
+    writable_folder(config.out, "--out")
     for name, denoiser in runs.items():
         other = [s for s in config.sigma or () if denoiser.sigma not in (None, s)]
         if other:
             say(
                 f"note: {name} was trained for sigma {denoiser.sigma:g}, not {', '.join(map('{:g}'.format, other))}"
             )
-        trained_on = (
-            str(config.data_path and config.data_path.resolve()),
-            denoiser.config["data_path"],
-        )
-        if config.split == "all" and trained_on[0] == trained_on[1]:
-            say(
-                f"note: {name} was trained on images of {config.data_path}; --split test leaves those out"
-            )
+        if denoiser.task == "gaussian" and config.data_path is not None:
+            protocol, own = config.protocol or "standard", denoiser.config["protocol"]
+            if own != protocol:
+                say(
+                    f"note: {name} was trained under the protocol {denoiser.config['protocol']}, "
+                    f"and is scored under {protocol}"
+                )
+        for key in ("data_path", "pairs"):
+            given = getattr(config, key)
+            if config.split == "all" and given and str(given.resolve()) == denoiser.config[key]:
+                say(f"note: {name} was trained on images of {given}; --split leaves those out")
     variants = {
         "bm3d" if variant == "cbm3d" else "bm3d_channelwise": variant
         for variant in (config.bm3d_variant if config.bm3d else ())
+    }
+    details = {
+        "runs": {
+            name: {
+                "model": denoiser.model,
+                "trained_for_sigma": denoiser.sigma,
+                "trained_under_protocol": denoiser.config["protocol"],
+                "parameters": sum(p.numel() for p in denoiser.module.parameters()),
+            }
+            for name, denoiser in runs.items()
+        },
+        "bm3d_sigma": config.bm3d_sigma if config.bm3d else None,
+        "self_ensemble": config.self_ensemble,
+        "split": config.split,
     }
     results = []
     for title, cases in levels:
@@ -258,24 +292,17 @@ def evaluate(config: EvaluateConfig) -> list[Result]:
                 track=bar if config.progress else silent,
             )
         )
-    details = {
-        "runs": {
-            name: {
-                "model": denoiser.model,
-                "trained_for_sigma": denoiser.sigma,
-                "parameters": sum(p.numel() for p in denoiser.module.parameters()),
-            }
-            for name, denoiser in runs.items()
-        },
-        "bm3d_sigma": config.bm3d_sigma if config.bm3d else None,
-        "self_ensemble": config.self_ensemble,
-        "split": config.split,
-    }
-    write_json(config.out / OUTPUTS[0], to_json(results, details))
-    for name, text in ((OUTPUTS[1], to_csv(results)), (OUTPUTS[2], to_markdown(results, label_of))):
-        with atomic_path(config.out / name) as temporary:
-            temporary.write_text(text)
+        # After every level, so that an interruption does not cost the levels before it.
+        _write(config.out, results, details)
     return results
+
+
+def _write(out: Path, results: Sequence[Result], details: Mapping[str, Any]) -> None:
+    """Write the tables."""
+    write_json(out / OUTPUTS[0], to_json(results, details))
+    for name, text in ((OUTPUTS[1], to_csv(results)), (OUTPUTS[2], to_markdown(results, label_of))):
+        with atomic_path(out / name) as temporary:
+            temporary.write_text(text)
 
 
 def report(results: Sequence[Result], out: Path) -> None:

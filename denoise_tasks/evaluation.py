@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import torch
 
 from denoise_tasks import bm3d
 from denoise_tasks.apply import denoise_pixels
-from denoise_tasks.experiment import mean_scores
+from denoise_tasks.experiment import MIN_SCORED, mean_scores
 from denoise_tasks.images import with_channels
 from denoise_tasks.inference import Denoiser
 from denoise_tasks.noise import finish, image_units, noise_seed, noisy_copy, prepare_clean
@@ -34,6 +35,9 @@ PROTOCOL_NOTES = {
     "denoised image clipped and rounded to 8 bits",
     "pairs": "real noise: noisy and clean image / 255; denoised image clipped and rounded to 8 bits",
 }
+
+# Pixels of the images that are held while BM3D's processes work on them: 0.4 GB each of clean and noisy ones.
+CHUNK_PIXELS = 32_000_000
 
 Load = Callable[[], tuple[np.ndarray, np.ndarray]]
 
@@ -121,7 +125,10 @@ def gaussian_cases(
 
         def load() -> tuple[np.ndarray, np.ndarray]:
             pixels = with_channels(read_picture(path).pixels, channels)
-            clean = prepare_clean(pixels, protocol)
+            try:
+                clean = prepare_clean(pixels, protocol)
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from None
             return clean, noisy_copy(clean, sigma, protocol, noise_seed(protocol, name))
 
         return Case(name, load, sigma, protocol)
@@ -194,46 +201,66 @@ def score_cases(
     protocol = cases[0].protocol
     # Real noise is scored as the standard protocol scores: on 8 bits.
     finishing = "standard" if protocol == "pairs" else protocol
-    chosen = cases[:bm3d_images] if bm3d_variants else []
-    by_bm3d: dict[str, list[np.ndarray]] = {}
-    if chosen:
-        loaded = [case.load() for case in chosen]
-        sigmas = [
-            _bm3d_sigma(bm3d_sigma, case, clean, noisy)
-            for case, (clean, noisy) in zip(chosen, loaded, strict=True)
-        ]
-        for name, variant in bm3d_variants.items():
-            by_bm3d[name] = bm3d.denoise_many(
-                [noisy for _, noisy in loaded],
-                sigmas,
-                variant=variant,
-                workers=workers,
-                track=track,
-            )
     for denoiser in denoisers.values():
         denoiser.module.to(device)
     rows = []
-    for number, case in enumerate(track(cases, title, len(cases))):
+    last = (len(cases) if bm3d_images is None else bm3d_images) if bm3d_variants else 0
+    number = 0
+    for chunk in chunks(track(cases, title, len(cases)), CHUNK_PIXELS if last else 1):
+        by_bm3d: dict[str, list[np.ndarray]] = {}
+        if chosen := chunk[: max(last - number, 0)]:
+            sigmas = [_bm3d_sigma(bm3d_sigma, *one) for one in chosen]
+            for name, variant in bm3d_variants.items():
+                by_bm3d[name] = bm3d.denoise_many(
+                    [noisy for _, _, noisy in chosen],
+                    sigmas,
+                    variant=variant,
+                    workers=workers,
+                    track=track,
+                )
+        for position, (case, clean, noisy) in enumerate(chunk):
+            images = {"noisy": noisy}
+            for name, denoiser in denoisers.items():
+                images[name] = denoise_pixels(
+                    denoiser, noisy, device=device, self_ensemble=self_ensemble
+                )
+            for name, outputs in by_bm3d.items():
+                if position < len(outputs):
+                    images[name] = outputs[position]
+            for name, image in images.items():
+                if name != "noisy":
+                    images[name] = finish(image, finishing)
+                scores = image_scores(clean, images[name], data_range=1)
+                rows.append(Row(case.name, name, **scores))
+            if draw is not None and number < panels:
+                draw(case, images, clean)
+            number += 1
+    return Result(title, protocol, rows)
+
+
+def chunks(
+    cases: Iterable[Case], pixels: int
+) -> Iterator[list[tuple[Case, np.ndarray, np.ndarray]]]:
+    """Cases with their clean and noisy images, so many at once that they have about `pixels` pixels.
+
+    Raises:
+        InputError: an image that is too small to score.
+    """
+    chunk: list[tuple[Case, np.ndarray, np.ndarray]] = []
+    held = 0
+    for case in cases:
         clean, noisy = case.load()
-        if min(clean.shape[:2]) < 11:
+        if min(clean.shape[:2]) < MIN_SCORED:
             raise InputError(
                 f"{case.name}: {clean.shape[0]} x {clean.shape[1]} is too small to score"
             )
-        images = {"noisy": noisy}
-        for name, denoiser in denoisers.items():
-            images[name] = denoise_pixels(
-                denoiser, noisy, device=device, self_ensemble=self_ensemble
-            )
-        for name, outputs in by_bm3d.items():
-            if number < len(outputs):
-                images[name] = outputs[number]
-        for name, image in images.items():
-            if name != "noisy":
-                images[name] = finish(image, finishing)
-            rows.append(Row(case.name, name, **image_scores(clean, images[name], data_range=1)))
-        if draw is not None and number < panels:
-            draw(case, images, clean)
-    return Result(title, protocol, rows)
+        chunk.append((case, clean, noisy))
+        held += clean.shape[0] * clean.shape[1]
+        if held >= pixels:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
 
 
 def _bm3d_sigma(how: str, case: Case, clean: np.ndarray, noisy: np.ndarray) -> float:
@@ -245,7 +272,11 @@ def _bm3d_sigma(how: str, case: Case, clean: np.ndarray, noisy: np.ndarray) -> f
 
 
 def to_json(results: Sequence[Result], details: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything, per image and mean."""
+    """Everything, per image and mean; null where a score is infinite (equal images)."""
+
+    def finite(scores: Mapping[str, float]) -> dict[str, float | None]:
+        return {key: value if math.isfinite(value) else None for key, value in scores.items()}
+
     return {
         **details,
         "ssim": SSIM_SETTINGS,
@@ -254,10 +285,13 @@ def to_json(results: Sequence[Result], details: Mapping[str, Any]) -> dict[str, 
                 "title": result.title,
                 "protocol": PROTOCOL_NOTES[result.protocol],
                 "means": [
-                    {"method": method, "images": count, **scores}
+                    {"method": method, "images": count, **finite(scores)}
                     for method, count, scores in result.means()
                 ],
-                "images": {method: result.scores(method) for method in result.methods()},
+                "images": {
+                    method: {image: finite(one) for image, one in result.scores(method).items()}
+                    for method in result.methods()
+                },
             }
             for result in results
         ],
@@ -265,27 +299,25 @@ def to_json(results: Sequence[Result], details: Mapping[str, Any]) -> dict[str, 
 
 
 def to_csv(results: Sequence[Result]) -> str:
-    """One row per noise level, image and method."""
+    """One row per noise level, image and method; the means as image `mean of N`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["data", "protocol", "image", "method", "psnr", "ssim"])
     for result in results:
-        for row in result.rows:
+        rows = [(row.image, row.method, row.psnr, row.ssim) for row in result.rows]
+        rows += [
+            (f"mean of {count}", method, scores["psnr"], scores["ssim"])
+            for method, count, scores in result.means()
+        ]
+        for image, method, psnr, ssim in rows:
             writer.writerow(
-                [
-                    result.title,
-                    result.protocol,
-                    row.image,
-                    row.method,
-                    f"{row.psnr:.4f}",
-                    f"{row.ssim:.5f}",
-                ]
+                [result.title, result.protocol, image, method, f"{psnr:.4f}", f"{ssim:.5f}"]
             )
     return text.getvalue()
 
 
 def to_markdown(results: Sequence[Result], label: Callable[[str], str]) -> str:
-    """Means for reading, a table per noise level."""
+    """For reading: per noise level a table of the means and one of every image (PSNR / SSIM)."""
     lines = []
     for result in results:
         lines += [
@@ -300,5 +332,18 @@ def to_markdown(results: Sequence[Result], label: Callable[[str], str]) -> str:
             f"| {label(method)} | {count} | {scores['psnr']:.2f} | {scores['ssim']:.4f} |"
             for method, count, scores in result.means()
         ]
+        methods = result.methods()
+        lines += [
+            "",
+            f"| image | {' | '.join(map(label, methods))} |",
+            f"| --- |{' --- |' * len(methods)}",
+        ]
+        by_method = {method: result.scores(method) for method in methods}
+        for image in dict.fromkeys(row.image for row in result.rows):
+            cells = [
+                f"{one['psnr']:.2f} / {one['ssim']:.4f}" if (one := rows.get(image)) else "-"
+                for rows in by_method.values()
+            ]
+            lines.append(f"| {image} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)

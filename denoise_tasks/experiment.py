@@ -35,6 +35,7 @@ from denoise_tasks.images import (
     Split,
     builtin_sources,
     list_sources,
+    name_in,
     open_store,
     split_groups,
     subset,
@@ -123,21 +124,32 @@ def pairs_split(
     val_share: float,
     test_share: float,
     seed: int,
+    on_broken: Say | None = None,
 ) -> tuple[list[Pair], list[Pair], list[Pair]]:
-    """The pairs of a run on real noise, split by scene: training, validation and test."""
+    """The pairs of a run on real noise, split by scene: training, validation and test.
+
+    With `val_scenes` (SIDD has default ones) `test_share` is one of the other scenes. `on_broken` is told
+    of pairs that cannot be read.
+    """
     folder = pairs or data_path
     assert folder is not None
-    found = list_pairs(folder) if pairs else list_sidd(folder)
+    found = list_pairs(folder, on_broken) if pairs else list_sidd(folder, on_broken)
+    by_path = {pair.noisy: pair for pair in found}
+
+    def shares(rest: Sequence[Pair], first: float, second: float, flag: str) -> list[list[Pair]]:
+        sources = [Source(pair.noisy, pair.scene) for pair in rest]
+        sides = split_groups(sources, first, second, seed, flag)
+        return [[by_path[source.path] for source in side] for side in sides]
+
     if val_scenes is None and pairs is None:
         val_scenes = SIDD_VAL_SCENES
-    if val_scenes is not None:
-        rest, val = split_scenes(found, val_scenes)
-        return rest, val, []
-    sides = split_groups(
-        [Source(pair.noisy, pair.scene) for pair in found], val_share, test_share, seed, "--pairs"
-    )
-    by_path = {pair.noisy: pair for pair in found}
-    train, val, test = ([by_path[source.path] for source in side] for side in sides)
+    if val_scenes is None:
+        train, val, test = shares(found, val_share, test_share, "--pairs")
+        return train, val, test
+    train, val = split_scenes(found, val_scenes)
+    if not test_share:
+        return train, val, []
+    train, test, _ = shares(train, test_share, 0, "--test_share")
     return train, val, test
 
 
@@ -161,8 +173,16 @@ def _gaussian(config: TrainConfig, crop: int, say: Say) -> tuple[TrainCrops, Eva
             track=track_of(config.progress),
         )
 
+    def windows_of(pixels: PixelStore, repeats: int, side: int) -> list[Window]:
+        windows = whole_windows(pixels, repeats)
+        if paper:
+            windows = [window for window in windows if pixels.maxima[window.image] > 0]
+            for number in sorted(set(range(len(pixels.names))) - {w.image for w in windows}):
+                say(f"skipped: {pixels.names[number]}: all black, cannot be divided by its maximum")
+        return _large_enough(config, pixels, windows, side)
+
     clean = store(train, PAPER_CROP if paper else None)
-    windows = _large_enough(config, clean, whole_windows(clean, config.crops_per_image or 1), crop)
+    windows = windows_of(clean, config.crops_per_image or 1, crop)
     # Validated on centres under both protocols: whole photographs would take longer than training does.
     held = store(val, PAPER_CROP)
     return (
@@ -177,7 +197,7 @@ def _gaussian(config: TrainConfig, crop: int, say: Say) -> tuple[TrainCrops, Eva
         ),
         EvalImages(
             held,
-            _large_enough(config, held, whole_windows(held), MIN_SCORED),
+            windows_of(held, 1, MIN_SCORED),
             protocol=config.protocol or "standard",
             sigma=config.sigma,
         ),
@@ -194,6 +214,7 @@ def _pairs(config: TrainConfig, crop: int, say: Say) -> tuple[TrainCrops, EvalIm
         config.val_share,
         config.test_share,
         config.seed,
+        lambda message: say(f"skipped: {message}"),
     )
     sources = [Source(pair.noisy, pair.scene) for pair in train]
     kept = {
@@ -203,27 +224,46 @@ def _pairs(config: TrainConfig, crop: int, say: Say) -> tuple[TrainCrops, EvalIm
     scenes = ", ".join(sorted({pair.scene for pair in val}))
     say(f"validating on the scenes {scenes}")
 
+    def store(paths: Sequence[Path], skip_broken: bool) -> PixelStore:
+        return open_store(
+            paths,
+            root=folder,
+            channels=config.channels,
+            centre_size=SIDD_CENTRE,
+            skip_broken=skip_broken,
+            on_broken=lambda message: say(f"skipped: {message}"),
+            track=track_of(config.progress),
+        )
+
     def stores(chosen: Sequence[Pair]) -> tuple[PixelStore, PixelStore]:
         clean, noisy = (
-            open_store(
-                paths,
-                root=folder,
-                channels=config.channels,
-                centre_size=SIDD_CENTRE,
-                skip_broken=False,
-                track=track_of(config.progress),
-            )
-            for paths in ([pair.clean for pair in chosen], [pair.noisy for pair in chosen])
+            store([getattr(pair, side) for pair in chosen], True) for side in ("clean", "noisy")
         )
+        if clean.broken or noisy.broken:
+            # A pair with one picture is none.
+            readable = {*clean.names, *noisy.names}
+            chosen = [
+                pair
+                for pair in chosen
+                if {name_in(pair.clean, folder), name_in(pair.noisy, folder)} <= readable
+            ]
+            if not chosen:
+                raise InputError(f"{folder}: no pair of which both pictures can be read")
+            clean, noisy = (
+                store([getattr(pair, side) for pair in chosen], False)
+                for side in ("clean", "noisy")
+            )
         return clean, noisy
 
+    def patches(pixels: PixelStore, size: int) -> list[Window]:
+        kept = {w.image for w in _large_enough(config, pixels, whole_windows(pixels), crop)}
+        return [window for window in grid_windows(pixels, size) if window.image in kept]
+
     clean, noisy = stores(train)
-    windows = grid_windows(clean, crop)
-    if not windows:
-        smallest = min(min(shape[:2]) for shape in clean.shapes)
-        raise InputError(f"--crop_size: given {crop}, allowed: 1 to {smallest}, the pictures' side")
+    windows = patches(clean, crop)
     val_clean, val_noisy = stores(val)
-    val_windows = grid_windows(val_clean, max(crop, PAPER_CROP)) or grid_windows(val_clean, crop)
+    large = min(min(shape[:2]) for shape in val_clean.shapes) >= PAPER_CROP
+    val_windows = patches(val_clean, max(crop, PAPER_CROP) if large else crop)
     if config.val_images is not None and len(val_windows) > config.val_images:
         val_windows = sorted(
             sorted(val_windows, key=lambda w: seed_of("val", config.seed, *w))[: config.val_images]

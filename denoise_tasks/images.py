@@ -43,6 +43,9 @@ PHOTOGRAPHS = {
 PHOTOGRAPHS_VAL = ("chelsea", "coffee")
 
 
+SIDE_FOLDERS = ("train", "training", "val", "valid", "validation", "test")
+
+
 class Source(NamedTuple):
     """An image file; what shares a group (a class, a picture) stays on one side of a split."""
 
@@ -61,13 +64,18 @@ class Split(NamedTuple):
 def list_sources(folder: Path) -> list[Source]:
     """Images below a folder; the group is the sub-folder (a class), or the file itself where there is none.
 
+    Where the first folders are the sides of somebody's split (`train/n01440764`, `val/n01440764`), the
+    group is what follows, so that a class is not on two sides of ours.
+
     Raises:
         InputError: no such folder, or no image in it.
     """
     sources = []
     for path in list_pictures(folder):
-        parent = path.parent.relative_to(folder)
-        group = path.name if parent == Path() else parent.as_posix()
+        parts = path.parent.relative_to(folder).parts
+        if len(parts) > 1 and parts[0].lower() in SIDE_FOLDERS:
+            parts = parts[1:]
+        group = "/".join(parts) or path.name
         sources.append(Source(path, group))
     return sources
 
@@ -264,7 +272,7 @@ def open_store(
                 if isinstance(decoded, str):
                     broken.append(decoded)
                     continue
-                names.append(_name(path, root))
+                names.append(name_in(path, root))
                 shapes.append(decoded.shape)
                 maxima.append(int(decoded.max()))
                 file.write(decoded.tobytes())
@@ -281,7 +289,8 @@ def open_store(
     return store
 
 
-def _name(path: Path, root: Path) -> str:
+def name_in(path: Path, root: Path) -> str:
+    """The name of an image of a store: its path below `root`."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 

@@ -220,6 +220,9 @@ def write_picture(
                 _save(file, samples, metadata, ending)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    except (ValueError, TypeError, struct.error) as error:
+        # Metadata that the format has no room for.
+        raise InputError(f"{path}: cannot be written ({' '.join(str(error).split())})") from None
 
 
 def list_pictures(folder: Path, recursive: bool = True) -> list[Path]:
@@ -577,7 +580,6 @@ def _save(file: IO[bytes], samples: np.ndarray, metadata: Metadata, ending: str)
             "JPEG",
             quality=metadata.quality,
             subsampling=metadata.subsampling,
-            xmp=metadata.xmp or None,
             **options,
         )
 

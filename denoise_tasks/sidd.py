@@ -18,7 +18,7 @@ import base64
 import binascii
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -47,7 +47,12 @@ SHOWN_NAMES = 8
 
 _SCENE_FOLDER = re.compile(r"\d{4}_(\d{3})_")
 _SIDD_FILE = re.compile(r"(?:\d{4}_)?(NOISY|GT)_SRGB_(\d{3})\.png", re.IGNORECASE)
+# PolyU's names: camera, f-number, shutter, ISO, scene. Several cameras have taken the same scene.
+_CAMERA_SETTINGS = re.compile(r"[A-Za-z0-9-]+_\d+(?:-\d+)?_\d+_\d+_(?=[^/]+$)")
 _SUFFIX = re.compile(rf"(.+)[_-]({'|'.join(NOISY_WORDS + CLEAN_WORDS)})", re.IGNORECASE)
+
+
+OnBroken = Callable[[str], None]
 
 
 class Pair(NamedTuple):
@@ -66,7 +71,7 @@ class Pair(NamedTuple):
     clean: Path
 
 
-def list_sidd(folder: Path) -> list[Pair]:
+def list_sidd(folder: Path, on_broken: OnBroken | None = None) -> list[Pair]:
     """Pairs of `SIDD_Small_sRGB_Only` (or Medium), sorted by name.
 
     `Data/<nnnn_sss_...>/NOISY_SRGB_010.PNG` and `GT_SRGB_010.PNG`, where sss is the scene; the names
@@ -74,9 +79,11 @@ def list_sidd(folder: Path) -> list[Pair]:
 
     Args:
         folder: the set's folder, or its `Data`.
+        on_broken: told of pairs with a picture that cannot be read, which are left out then.
 
     Raises:
-        InputError: no such folder, no scene in it, a file without its partner, different sizes.
+        InputError: no such folder, no scene in it, a file without its partner, different sizes, and
+            without `on_broken` a picture that cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -97,20 +104,26 @@ def list_sidd(folder: Path) -> list[Pair]:
             f"{data}: no scene of SIDD in it, expected folders such as 0001_001_S6_00100_00060_3200_L "
             "with NOISY_SRGB_010.PNG and GT_SRGB_010.PNG"
         )
-    return _checked(Pair(name, scenes[name], *_both(sides[name])) for name in sorted(sides))
+    return _checked(
+        (Pair(name, scenes[name], *_both(sides[name])) for name in sorted(sides)), on_broken
+    )
 
 
-def list_pairs(folder: Path) -> list[Pair]:
+def list_pairs(folder: Path, on_broken: OnBroken | None = None) -> list[Pair]:
     """Pairs of any folder of noisy and clean pictures, sorted by name; other pictures are left out.
 
     Two ways to tell the sides, at any depth: names such as `book_3_noisy.png` and `book_3_clean.png`
     (or _gt; _real and _mean as PolyU has them), or folders `noisy` and `clean` (or gt) with equal
     names. The scene is the folder that both are in; where that is the given folder itself, it is the
-    name without its trailing number.
+    name without its trailing number. Of PolyU's names (`Sony_4-5_125_6400_waterhouse`) it is the last part.
+
+    Args:
+        folder: holds them.
+        on_broken: told of pairs with a picture that cannot be read, which are left out then.
 
     Raises:
         InputError: no such folder, no pair in it, a picture without its partner or with two, different
-            sizes.
+            sizes, and without `on_broken` a picture that cannot be read.
     """
     folder = Path(folder)
     sides: _Sides = defaultdict(dict)
@@ -126,8 +139,11 @@ def list_pairs(folder: Path) -> list[Pair]:
     stems = Counter(PurePath(key).name for key in sides)
     repeated = max(stems.values()) > 1
     return _checked(
-        Pair(key if repeated else PurePath(key).name, _scene(PurePath(key)), *_both(sides[key]))
-        for key in sorted(sides)
+        (
+            Pair(key if repeated else PurePath(key).name, _scene(PurePath(key)), *_both(sides[key]))
+            for key in sorted(sides)
+        ),
+        on_broken,
     )
 
 
@@ -146,8 +162,10 @@ def _side(path: PurePath) -> tuple[PurePath, bool] | None:
 
 def _scene(key: PurePath) -> str:
     if key.parent != PurePath("."):
-        return key.parent.as_posix()
-    return re.sub(r"[\s_-]*\d+$", "", key.name) or key.name
+        scene = key.parent.as_posix()
+    else:
+        scene = re.sub(r"[\s_-]*\d+$", "", key.name) or key.name
+    return _CAMERA_SETTINGS.sub("", scene)
 
 
 _Sides = defaultdict[str, dict[bool, Path]]
@@ -167,15 +185,23 @@ def _both(pair: Mapping[bool, Path]) -> tuple[Path, Path]:
     return pair[True], pair[False]
 
 
-def _checked(pairs: Iterable[Pair]) -> list[Pair]:
+def _checked(pairs: Iterable[Pair], on_broken: OnBroken | None) -> list[Pair]:
     checked = []
     for pair in pairs:
-        noisy, clean = picture_size(pair.noisy), picture_size(pair.clean)
+        try:
+            noisy, clean = picture_size(pair.noisy), picture_size(pair.clean)
+        except InputError as error:
+            if on_broken is None:
+                raise
+            on_broken(str(error))
+            continue
         if noisy != clean:
             raise InputError(
                 f"{pair.noisy}: is {_size(noisy)}, its clean partner {pair.clean.name} {_size(clean)}"
             )
         checked.append(pair)
+    if not checked:
+        raise InputError(f"{pair.noisy.parent}: none of the pairs there can be read")
     return checked
 
 

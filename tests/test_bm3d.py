@@ -98,6 +98,18 @@ def test_odd_and_tiny_sizes(shape):
     assert np.abs(image - 0.5).mean() <= np.abs(noisy - 0.5).mean()
 
 
+def test_other_numbers_of_channels_are_filtered_one_by_one():
+    noisy = with_noise(np.linspace(0, 1, 32 * 32 * 2, dtype=np.float32).reshape(32, 32, 2))
+    image = denoise(noisy, SIGMA)
+    for channel in range(2):
+        assert np.array_equal(image[..., channel], denoise(noisy[..., channel], SIGMA))
+
+
+def test_grey_kept_as_colour_has_the_noise_of_grey():
+    noisy = with_noise(np.full((96, 96, 1), 0.5, np.float32))
+    assert estimate_sigma(np.repeat(noisy, 3, axis=2)) == estimate_sigma(noisy) > SIGMA / 2
+
+
 @pytest.mark.parametrize(
     ("image", "sigma", "variant", "said"),
     [
@@ -107,7 +119,7 @@ def test_odd_and_tiny_sizes(shape):
         (np.full((16, 16), np.nan), 0.1, "cbm3d", "NaN or infinite"),
         (np.full((16, 16, 3), np.inf), 0.1, "cbm3d", "NaN or infinite"),
         (np.zeros((16, 16), np.uint8), 0.1, "cbm3d", "uint8"),
-        (np.zeros((16, 16, 4)), 0.1, "cbm3d", r"\(16, 16, 4\)"),
+        (np.zeros((2, 16, 16, 3)), 0.1, "cbm3d", r"\(2, 16, 16, 3\)"),
         (np.zeros((0, 16)), 0.1, "cbm3d", r"\(0, 16\)"),
         (np.zeros((16, 16)), 0.1, "bm4d", "allowed: cbm3d, channelwise"),
         ([[0.0]], 0.1, "cbm3d", "list"),

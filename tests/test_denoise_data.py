@@ -18,7 +18,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from denoise_tasks import images, noise
 from denoise_tasks.data import EvalImages, TrainCrops, grid_windows, whole_windows
-from denoise_tasks.images import Source
+from denoise_tasks.images import Source, list_sources
 from denoise_tasks.module import orient
 from img2img_recon.errors import InputError
 from img2img_recon.loading import SampleKey
@@ -138,6 +138,15 @@ def test_no_class_is_on_two_sides(counts, seed, val_share, test_share):
     assert not sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2]
     assert sorted([*split.train, *split.val, *split.test]) == sorted(sources)
     assert split == images.split_groups(sources, val_share, test_share, seed, "--data_path")
+
+
+def test_a_class_in_the_folders_of_two_sides_is_one_group(tmp_path):
+    for name in ("train/n01/a", "val/n01/b", "train/n02/c", "n03/d", "e"):
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    groups = {s.path.stem: s.group for s in list_sources(tmp_path)}
+    assert groups == {"a": "n01", "b": "n01", "c": "n02", "d": "n03", "e": "e.png"}
 
 
 def test_the_split_that_is_tested_could_fail():

@@ -97,7 +97,10 @@ def test_a_run_leaves_scores_pictures_and_a_network(photos, tmp_path, protocol):
         name = "img2img_mixer" if row.method == "run" else row.method
         assert row.psnr == pytest.approx(metrics["images"][name][row.image]["psnr"], abs=1e-4)
     rows = list(csv.DictReader((tmp_path / "out" / "results.csv").open()))
-    assert len(rows) == 4
+    assert len(rows) == 6
+    assert [row["image"] for row in rows if row["image"].startswith("mean")] == ["mean of 2"] * 2
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert all(f"| {row.image} | " in table for row in result.rows)
     assert {row["method"] for row in rows} == {"noisy", "run"}
     content = json.loads((tmp_path / "out" / "results.json").read_text())
     assert "Gaussian window" in content["ssim"]
@@ -202,6 +205,65 @@ def test_pairs_are_split_by_scene_and_scored(pairs, tmp_path):
     assert {row.image.split("/")[0] for row in result.rows} == {"tree"}
 
 
+def test_a_share_of_the_scenes_that_are_not_held_out_is_kept_for_testing(pairs, tmp_path):
+    sides = experiment.pairs_split(None, pairs, ("tree",), 0.1, 0.4, 42)
+    scenes = [{pair.scene for pair in side} for side in sides]
+    assert scenes[1] == {"tree"}
+    assert scenes[0] | scenes[2] == {"desk", "wall"}
+    assert scenes[0].isdisjoint(scenes[2])
+
+
+def test_broken_and_small_pairs(pairs, tmp_path):
+    root = Path(shutil.copytree(pairs, tmp_path / "pairs"))
+    config = TrainConfig(task="sidd", pairs=root, val_scenes=("tree",), **SMALL)
+    broken = root / "desk" / "0_noisy.png"
+    broken.write_bytes(broken.read_bytes()[:500])
+    said = []
+    setup = prepare(config, said.append)
+    assert any("skipped:" in line and "0_noisy.png" in line for line in said)
+    assert "desk/0_clean.png" not in setup.train.clean.names
+    assert len(setup.train.clean.names) == len(setup.train.noisy.names) == 3
+    for side in ("noisy", "clean"):
+        Image.new("RGB", (24, 24), 99).save(root / "wall" / f"1_{side}.png")
+    with pytest.raises(InputError, match=r"--crop_size: wall/1_clean.png is 24 x 24, smaller"):
+        prepare(config)
+    small = prepare(
+        TrainConfig(task="sidd", pairs=root, val_scenes=("tree",), skip_small=True, **SMALL)
+    )
+    assert {setup.train.clean.names[w.image] for w in small.train.windows} == {
+        "desk/1_clean.png",
+        "wall/0_clean.png",
+    }
+    for number in (0, 1):
+        for side in ("noisy", "clean"):
+            Image.new("RGB", (24, 24), 99).save(root / "tree" / f"{number}_{side}.png")
+    with pytest.raises(InputError, match=r"--crop_size: tree/0_clean.png is 24 x 24"):
+        prepare(
+            TrainConfig(task="sidd", pairs=root, val_scenes=("tree",), skip_small=True, **SMALL)
+        )
+
+
+def test_an_all_black_image_is_left_out_where_it_cannot_be_scaled(photos, tmp_path):
+    root = Path(shutil.copytree(photos, tmp_path / "photos"))
+    for number in range(0, 10, 2):
+        Image.new("RGB", (48, 48)).save(root / f"class{number // 2}" / f"{number}.png")
+    said = []
+    setup = prepare(gaussian(root, tmp_path / "run", protocol="paper"), said.append)
+    assert sum("all black" in line for line in said) == 5
+    assert len(setup.train.windows) + len(setup.val.windows) == 5
+    with pytest.raises(InputError, match=r"class0/0.png: .*all-black"):
+        evaluate(
+            EvaluateConfig(
+                bm3d=True,
+                data_path=root,
+                sigma=(30,),
+                protocol="paper",
+                out=tmp_path / "out",
+                limit=1,
+            )
+        )
+
+
 @pytest.mark.slow
 def test_evaluation_with_bm3d_on_a_subset(photos, tmp_path):
     [result] = evaluate(
@@ -278,6 +340,9 @@ def bad_rows(photos: Path, pairs: Path, tmp: Path) -> list[tuple[list[object], s
         ([*s, "--pairs", unequal], "desk"),
         ([*s, "--pairs", pairs, "--val_scenes", "moon"], "moon"),
         ([*s, "--pairs", pairs, "--sigma", 3], "--sigma: only for --task gaussian"),
+        ([*g, photos, "--test_share", -3], "--test_share: given -3"),
+        ([*g[:-1], "--test_share", 0.1], "--test_share: the photographs of scikit-image"),
+        ([*s, "--pairs", pairs, "--val_scenes", "tree", "--test_share", 0.9], "--test_share: 4 images"),
     ]  # fmt: skip
 
 
@@ -311,6 +376,13 @@ def test_bad_evaluations(photos, tmp_path, monkeypatch):
                 bm3d=True, data_path=photos, sigma=(30,), split="test", out=tmp_path / "o"
             )
         )
+    with pytest.raises(InputError, match="--sigma: only with --data_path; --pairs is real noise"):
+        EvaluateConfig(bm3d=True, pairs=photos, sigma=(30,))
+    with pytest.raises(InputError, match="--split: given val, the validation blocks"):
+        EvaluateConfig(bm3d=True, sidd_validation=(photos, photos), split="val")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="--out: "):
+        evaluate(EvaluateConfig(bm3d=True, data_path=photos, sigma=(30,), out=tmp_path / "file"))
     broken = tmp_path / "broken"
     shutil.copytree(photos, broken)
     (broken / "class0" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n")

@@ -350,6 +350,8 @@ def test_orientation_and_metadata_of_16_bits(tmp_path: Path, ending: str) -> Non
 def test_profile_resolution_and_texts_are_kept(tmp_path: Path, ending: str) -> None:
     source, copy = tmp_path / f"a{ending}", tmp_path / f"b{ending}"
     options: dict[str, Any] = {"dpi": (300, 300), "icc_profile": PROFILE, "exif": exif_bytes(1)}
+    if ending in (".jpg", ".webp"):
+        options["xmp"] = XMP
     if ending == ".png":
         texts = PngImagePlugin.PngInfo()
         texts.add_text("Title", "a picture")
@@ -367,9 +369,21 @@ def test_profile_resolution_and_texts_are_kept(tmp_path: Path, ending: str) -> N
             described(after)
         if ending != ".webp":
             assert after.info["dpi"] == pytest.approx((300, 300), rel=1e-3)
+        if ending in (".jpg", ".webp"):
+            assert b'tiff:Make="Maker"' in after.info["xmp"]
         if ending == ".png":
             assert after.info["Title"] == "a picture"
             assert after.info["gamma"] == pytest.approx(0.45455)
+
+
+def test_metadata_that_a_format_has_no_room_for_is_one_line(tmp_path: Path) -> None:
+    source, copy = tmp_path / "a.jpg", tmp_path / "b.jpg"
+    saved(source, smooth(), xmp=XMP)
+    picture = read_picture(source)
+    crowded = replace(picture, metadata=replace(picture.metadata, xmp=XMP * 400))
+    with pytest.raises(InputError, match=r"b\.jpg: cannot be written \(.*too long"):
+        write_picture(copy, picture.pixels, crowded)
+    assert not copy.exists()
 
 
 def test_exif_without_orientation_is_kept_to_the_byte(tmp_path: Path) -> None:

@@ -119,6 +119,29 @@ def test_polyu_as_it_is_published_has_scenes_by_name(tmp_path):
     ]
 
 
+def test_a_scene_of_polyu_is_one_whichever_camera_took_it(tmp_path):
+    for folder in ("Sony_4-5_125_6400_waterhouse", "Canon600D_3-5_125_1600_waterhouse"):
+        for side in ("noisy", "clean"):
+            picture(tmp_path / folder / f"1_{side}.jpg")
+    for side in ("Real", "mean"):
+        picture(tmp_path / f"Canon5D2_5_160_3200_plug_2_{side}.JPG")
+    assert {pair.scene for pair in list_pairs(tmp_path)} == {"waterhouse", "plug"}
+
+
+def test_pairs_that_cannot_be_read_are_left_out_only_where_that_is_wanted(tmp_path):
+    for number in (1, 2):
+        for side in ("noisy", "clean"):
+            picture(tmp_path / "desk" / f"{number}_{side}.png")
+    (tmp_path / "desk" / "1_noisy.png").write_bytes(b"no picture")
+    refused("1_noisy.png", list_pairs, tmp_path)
+    said = []
+    assert [pair.name for pair in list_pairs(tmp_path, said.append)] == ["2"]
+    assert len(said) == 1
+    assert "1_noisy.png" in said[0]
+    (tmp_path / "desk" / "2_clean.png").write_bytes(b"no picture")
+    refused("none of the pairs", list_pairs, tmp_path, said.append)
+
+
 @pytest.mark.parametrize("clean", ["clean", "gt", "GT"])
 def test_pairs_in_two_folders(tmp_path, clean):
     for side in ("noisy", clean):
