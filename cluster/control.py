@@ -60,6 +60,7 @@ def run_states(
     ]
     slurm = queues.slurm_states(in_slurm) if ask_slurm else {}
     states: dict[str, RunState] = {run_id: RunState("done") for run_id in finished}
+    busy: dict[Path, bool] = {}
     for run_id in open_runs:
         job, job_id = None, None
         if run_id in latest:
@@ -69,7 +70,11 @@ def run_states(
                 job = slurm.get(job_id, queues.JobState("pending", "SLURM not asked"))
                 job = job._replace(detail=f"{job.detail} (job {job_id})")
             else:
-                job = queues.local_state(submission, run_id)
+                there = submission["file"]
+                if there not in busy:
+                    taken = (i for i, how in submission["jobs"].items() if how not in queues.IDLE)
+                    busy[there] = any(folder.run(i).is_locked() for i in taken)
+                job = queues.local_state(submission, run_id, busy[there])
         record = folder.record(run_id) if run_id in recorded else None
         states[run_id] = _state(folder, run_id, job, record, job_id)
     return {run_id: states[run_id] for run_id in run_ids}
@@ -150,7 +155,9 @@ def check_folders(folder: SweepFolder, sweep: Sweep) -> None:
     known = {run_id for submission in folder.submissions() for run_id in submission["jobs"]}
     for run in sweep.runs:
         path = folder.run(run.id).path
-        if run.id not in known and path.is_dir() and any(path.iterdir()):
+        # A job that was handed in just before the submission was cut off has left a record.
+        own = run.id in known or folder.record(run.id).path.exists()
+        if not own and path.is_dir() and any(path.iterdir()):
             raise InputError(
                 f"--folder: {path} holds a run that this sweep has not submitted; "
                 "give another --folder"
@@ -196,6 +203,12 @@ def submit(
             raise InputError(
                 f"--cluster {cluster}: runs on 1 node, given nodes {run.resources.nodes}"
             )
+        wanted = run.resources.gpus_per_node * (parallel if cluster == "local" else 1)
+        if cluster != "slurm" and wanted and wanted > (there := len(queues.visible_gpus())):
+            raise InputError(
+                f"--cluster {cluster}: needs {wanted} GPUs (gpus_per_node {run.resources.gpus_per_node}, "
+                f"{parallel} at a time), there are {there}"
+            )
     folder.check_owner(sweep.name, sweep.task)
     with folder.lock():
         check_folders(folder, sweep)
@@ -209,9 +222,16 @@ def submit(
         if not due:
             return []
         if cluster == "slurm":
+            handed = 0
             for group in by_shape(due):
                 jobs = {run.id: make_job(run, folder, stand_in) for run in group}
-                queues.submit_to_slurm(folder, sweep.name, group[0].resources, jobs)
+                try:
+                    queues.submit_to_slurm(folder, sweep.name, group[0].resources, jobs)
+                except InputError as error:
+                    if not handed:
+                        raise
+                    raise InputError(f"{error} ({handed} other runs were submitted)") from None
+                handed += len(group)
             return due
         claim = queues.claim_locally(folder, [run.id for run in due], cluster)
     prepared: dict[str, tuple[TrainingJob, Resources]] = {

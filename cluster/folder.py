@@ -98,7 +98,7 @@ class RunRecord:
             InputError: somebody else holds the record for longer than `wait_s`.
         """
         busy = f"{self.path}: another process holds its lock"
-        with locked(self.path.with_name(".lock"), wait_s, busy):
+        with locked(self.path.with_name(f".{self.path.stem}.lock"), wait_s, busy):
             content = self.read()
             before = json.dumps(asdict(content))
             yield content

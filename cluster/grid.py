@@ -32,6 +32,7 @@ from img2img_recon.errors import InputError
 from img2img_recon.runs import config_hash
 
 SITE_FILE = Path("cluster_site.yaml")
+DATA_FLAGS = ("data_path", "pairs")
 TAGS = "tags."
 Place = tuple[str | int, ...]
 
@@ -80,6 +81,11 @@ class Resources:
                 raise InputError(
                     f"{item.name}: given {value}, allowed: {lowest.get(item.name, 1)} or more"
                 )
+        if self.signal_delay_s >= 60 * self.timeout_min:
+            raise InputError(
+                f"signal_delay_s: given {self.signal_delay_s}, allowed: less than timeout_min, which "
+                f"is {self.timeout_min}, or {60 * self.timeout_min} s"
+            )
         if self.grace_s >= self.signal_delay_s:
             raise InputError(
                 f"grace_s: given {self.grace_s}, allowed: less than signal_delay_s, "
@@ -285,7 +291,7 @@ class _Flags:
                 result = tasks.typed(self.task, name, value)
             except InputError as error:
                 raise document.error(place, str(error)) from None
-            if name in ("data_path", "test_path") and result is not None:
+            if name in (*DATA_FLAGS, "test_path") and result is not None:
                 result = result.expanduser().absolute()
             self.seen[key] = result
         return self.seen[key]
@@ -505,8 +511,8 @@ def read_sweep(path: Path, site: Path | None = None, changes: Sequence[str] = ()
         shape = resources
         if "resources" in rest:
             shape = _resources(document, (*place, "resources"), rest["resources"], resources)
-        config = {**base, **values, **_placement(task, shape, {**base, **values})}
         try:
+            config = {**base, **values, **_placement(task, shape, {**base, **values})}
             tasks.build_config(task, config)
         except InputError as error:
             raise _locate(document, str(error), values, where, place) from None
@@ -516,13 +522,10 @@ def read_sweep(path: Path, site: Path | None = None, changes: Sequence[str] = ()
                 place,
                 f"the same run as {_spell(places[new]) or 'another'} (nothing tells them apart)",
             )
-        if config.get("data_path") is not None:
-            source, spot = (
-                (document, (*place, "data_path")) if "data_path" in values else where["data_path"]
-            )
-            data_paths.setdefault(
-                str(config["data_path"]), str(source.error(spot, "")).rstrip(": ")
-            )
+        for key in DATA_FLAGS:
+            if config.get(key) is not None:
+                source, spot = (document, (*place, key)) if key in values else where[key]
+                data_paths.setdefault(str(config[key]), str(source.error(spot, "")).rstrip(": "))
         shown = tasks.plain({key: values[key] for key in varied if key in values})
         runs[new] = Run(new, task, tasks.plain(config), shown, rest.get("tags", {}), shape)
         places[new] = place
@@ -573,7 +576,36 @@ def _placement(task: str, resources: Resources, config: Mapping[str, Any]) -> di
     own: dict[str, Any] = {"progress": False, "num_nodes": resources.nodes}
     if "devices" not in config:
         own["devices"] = str(resources.processes_per_node)
+    else:
+        check_placement(config["devices"], resources.nodes, resources, "")
+    if "accelerator" not in config and resources.gpus_per_node:
+        # A node whose GPU cannot be seen shall say so, not train for days on its processor.
+        own["accelerator"] = "gpu"
     return {key: value for key, value in own.items() if key in names}
+
+
+def check_placement(devices: str, nodes: int, resources: Resources, dashes: str) -> None:
+    """See that a training's processes are those of its resources; the scheduler starts them.
+
+    Args:
+        devices: Lightning's, on each machine.
+        nodes: Lightning's machines.
+        resources: of the job.
+        dashes: what a flag's name begins with in the error.
+
+    Raises:
+        InputError: they are not.
+    """
+    if nodes != resources.nodes:
+        raise InputError(
+            f"{dashes}num_nodes: given {nodes}, but nodes of the job is {resources.nodes}"
+        )
+    count = len(devices.strip(",").split(",")) if "," in devices else devices
+    if str(count) != str(resources.processes_per_node):
+        raise InputError(
+            f"{dashes}devices: given {devices}, but the job starts {resources.processes_per_node} "
+            "processes on each node (tasks_per_node, or one per GPU)"
+        )
 
 
 def _locate(

@@ -30,6 +30,8 @@ from img2img_recon.runs import RunFolder
 from img2img_recon.stopping import STOP_REQUEST, RunStopped
 
 MAX_FAILURES = 3
+# An error that moves about (asynchronous CUDA errors do) shall not eat the queue either.
+MAX_FAILURES_ANYWHERE = 9
 BUSY_WAIT_S = 60
 WARNING = signal.SIGUSR2
 LOCAL_REQUEUE = 144
@@ -88,11 +90,9 @@ class TrainingJob:
         """Run to the end; "done", or an exception after the failures that are allowed."""
         sweep = SweepFolder(Path(self.sweep_folder))
         folder, record = sweep.run(self.run_id), sweep.record(self.run_id)
-        rank = _rank()
-        with record.change() as content:
-            if content.failed:
-                return "failed before"
-        if rank == 0:
+        if record.read().failed:
+            return "failed before"
+        if _rank() == 0:
             _wait_until_free(folder)
             with record.change() as content:
                 content.start(_job_id(), socket.gethostname(), os.getpid())
@@ -103,6 +103,11 @@ class TrainingJob:
                 _end_attempt(record, "stopped")
                 give_way()
             except Exception as error:
+                if STOP_REQUEST.made and _slurm():
+                    # What takes the job away may take its loader processes first.
+                    traceback.print_exc()
+                    _end_attempt(record, "stopped without saving")
+                    give_way()
                 if self._failed(record, error) or not self.requeues:
                     raise
                 _requeue()
@@ -119,8 +124,13 @@ class TrainingJob:
         print(text, file=sys.stderr, flush=True)
         with record.change() as content:
             content.add_failure(place, text, attempt)
-            content.failed = content.failures[place] >= MAX_FAILURES
             content.end("failed")
+            # Another process of the job may have counted this attempt, at another place.
+            if (
+                content.failures.get(place, 0) >= MAX_FAILURES
+                or sum(content.failures.values()) >= MAX_FAILURES_ANYWHERE
+            ):
+                content.failed = True
             return content.failed
 
 
@@ -184,6 +194,8 @@ def _warnings(grace_s: float, record: RunRecord) -> Iterator[Callable[[], None]]
 
     def give_way() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        if not _slurm() and WARNING not in seen:
+            raise SystemExit(128 + signal.SIGTERM)
         if _rank() == 0 and WARNING not in seen:
             # Only SIGTERM came: a preemption without warning, which SLURM follows by a requeue, or a
             # cancellation, which must not be followed by one. All is saved; wait for what comes.

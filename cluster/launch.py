@@ -19,9 +19,9 @@ from typing import Any
 
 from cluster import control, queues
 from cluster.folder import SweepFolder
-from cluster.grid import Resources, read_site_resources
+from cluster.grid import DATA_FLAGS, Resources, check_placement, read_site_resources
 from cluster.jobs import ScriptJob
-from cluster.tasks import PACKAGES
+from cluster.tasks import PACKAGES, plain
 from img2img_recon.cli import flag, parse_config, run_script, underscore_flags
 from img2img_recon.errors import InputError
 from img2img_recon.runs import config_hash
@@ -61,11 +61,13 @@ class Command:
         module: of the script.
         words: its command line, without the run's folder.
         run_dir: the folder that was asked for, if any.
+        id: hash of the script and of what its flags mean, whatever their order.
     """
 
     module: str
     words: tuple[str, ...]
     run_dir: Path | None
+    id: str
 
 
 def read_command(words: Sequence[str], resources: Resources) -> Command:
@@ -92,15 +94,23 @@ def read_command(words: Sequence[str], resources: Resources) -> Command:
         flags += ["--num_nodes", str(resources.nodes)]
     if "--devices" not in names:
         flags += ["--devices", str(resources.processes_per_node)]
+    if "--accelerator" not in names and resources.gpus_per_node:
+        # A node whose GPU cannot be seen shall say so, not train for days on its processor.
+        flags += ["--accelerator", "gpu"]
     if not {"--progress", "--no_progress"} & names:
         flags.append("--no_progress")
     config = parse_config(config_class, flags)
+    check_placement(config.devices, config.num_nodes, resources, "--")
     if getattr(config, "mode", "train") != "train":
         raise InputError(f"--mode: given {config.mode}, allowed: train")
-    data_path = getattr(config, "data_path", None)
-    if data_path is not None and not data_path.is_dir():
-        raise InputError(f"--data_path: {data_path} is not a folder that can be read here")
-    return Command(f"{path.parent.name}.{path.stem}", tuple(flags), config.run_dir)
+    for key in DATA_FLAGS:
+        folder = getattr(config, key, None)
+        if folder is not None and not folder.is_dir():
+            raise InputError(f"--{key}: {folder} is not a folder that can be read here")
+    name = f"{path.parent.name}.{path.stem}"
+    meaning = {key: value for key, value in plain(vars(config)).items() if key != "run_dir"}
+    own_id = config_hash({"module": name, "config": meaning, "run_dir": str(config.run_dir)})
+    return Command(name, tuple(flags), config.run_dir, own_id)
 
 
 def launch(
@@ -130,7 +140,14 @@ def launch(
         words=(*command.words, "--run_dir", str(run.path.absolute())),
     )
     with folder.lock():
-        folder.claim(run_id, command.module, {"words": list(command.words)})
+        stored = folder.stored() or {}
+        if stored.get("command", command.id) != command.id:
+            raise InputError(
+                f"--folder: {folder.path} is another command's ({' '.join(stored.get('words', []))}); "
+                "give another --folder"
+            )
+        content = {"command": command.id, "words": list(command.words)}
+        folder.claim(run_id, command.module, content)
         run.path.parent.mkdir(parents=True, exist_ok=True)
         if command.run_dir is not None and not run.path.exists():
             command.run_dir.mkdir(parents=True, exist_ok=True)
@@ -171,8 +188,7 @@ def main(words: Sequence[str] | None = None) -> None:
     except InputError as error:
         raise InputError(f"--{error}") from None
     command = read_command(given[cut + 1 :], resources)
-    run_id = config_hash({"module": command.module, "words": sorted(command.words)})
-    folder = SweepFolder(arguments.folder or LAUNCHES / run_id)
+    folder = SweepFolder(arguments.folder or LAUNCHES / command.id)
     if arguments.dry_run:
         print(queues.sbatch_header(command.module, resources, 1, folder.logs))
         print("dry run: nothing was submitted")

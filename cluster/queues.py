@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -42,6 +43,8 @@ ENDED = (
 ANSWER_S = 60
 STOP_S = 30
 QUEUED, ENDED_HERE = "queued", "ended"
+# Of a local submission: runs that nobody works on.
+IDLE = (QUEUED, ENDED_HERE)
 
 
 class JobState(NamedTuple):
@@ -84,7 +87,8 @@ def check_slurm() -> None:
         InputError: one of the two is not so.
     """
     _ask("sbatch", "--version")
-    if "DOWN" in (said := " ".join(_ask("scontrol", "ping").split())):
+    # One line per controller; a backup that is down does no harm.
+    if not re.search(r"\bUP\b", said := " ".join(_ask("scontrol", "ping").split())):
         raise InputError(f"--cluster slurm: its controller does not answer ({said})")
 
 
@@ -100,7 +104,13 @@ def _slurm_parameters(name: str, resources: Resources) -> dict[str, Any]:
         "array_parallelism": resources.array_parallelism,
         "stderr_to_stdout": True,
         # One process that fails must not leave the others waiting until the time is up.
-        "srun_args": ["--kill-on-bad-exit=1"],
+        # Since SLURM 22.05 srun does not take the cores per process from sbatch. Processes other than
+        # the first end when training does, and must not end the first while it scores.
+        "srun_args": [
+            "--kill-on-bad-exit=1",
+            f"--cpus-per-task={resources.cpus_per_task}",
+            "--wait=0",
+        ],
         "additional_parameters": {"requeue": True},
     }
     if resources.gpus_per_node:
@@ -155,7 +165,10 @@ def submit_to_slurm(
         part = ids[start : start + largest]
         logs = folder.logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{part[0]}"
         executor = SlurmExecutor(logs, max_num_timeout=resources.max_timeouts)
-        executor.update_parameters(**_slurm_parameters(name, resources))
+        parameters = _slurm_parameters(name, resources)
+        mark = f"{part[0]}-{time.time_ns()}"
+        parameters["comment"] = mark
+        executor.update_parameters(**parameters)
         try:
             handed = executor.submit_array([jobs[run_id] for run_id in part])
         except submitit.core.utils.FailedJobError as error:
@@ -167,14 +180,29 @@ def submit_to_slurm(
                 f"partition {resources.partition}"
             )
             raise InputError(f"resources: SLURM refuses the job ({shape}): {said}") from None
-        folder.add_submission(
-            {
-                "cluster": "slurm",
-                "time": time.time(),
-                "logs": str(logs),
-                "jobs": {run_id: job.job_id for run_id, job in zip(part, handed, strict=True)},
-            }
-        )
+        except BaseException:
+            _take_back(mark)
+            raise
+        try:
+            folder.add_submission(
+                {
+                    "cluster": "slurm",
+                    "time": time.time(),
+                    "logs": str(logs),
+                    "jobs": {run_id: job.job_id for run_id, job in zip(part, handed, strict=True)},
+                }
+            )
+        except BaseException:
+            _take_back(mark)
+            raise
+
+
+def _take_back(mark: str) -> None:
+    """Cancel the array with this comment: nobody would know that it is in the queue."""
+    for line in set(_ask("squeue", "-h", "--me", "-o", "%F|%k").splitlines()):
+        job_id, _, comment = line.partition("|")
+        if comment == mark:
+            _ask("scancel", job_id)
 
 
 def slurm_states(job_ids: Sequence[str]) -> dict[str, JobState]:
@@ -187,26 +215,33 @@ def slurm_states(job_ids: Sequence[str]) -> dict[str, JobState]:
         return {}
     check_slurm()
     states: dict[str, JobState] = {}
+    ended: dict[str, str] = {}
     wanted = set(job_ids)
     for line in _ask("squeue", "-h", "-r", "-t", "all", "--me", "-o", "%i|%T|%r").splitlines():
         job_id, state, reason = (*line.split("|"), "", "")[:3]
-        if job_id in wanted and state not in ENDED:
+        if job_id in wanted and state in ENDED:
+            ended[job_id] = state
+        elif job_id in wanted:
             pending = state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
             detail = reason if pending and reason not in ("None", "") else state.lower()
             states[job_id] = JobState("pending" if pending else "running", detail)
     gone = sorted(wanted - states.keys())
     whole = sorted({job_id.split("_")[0] for job_id in gone}, key=int)
     for start in range(0, len(whole), 200):
-        answer = _ask(
-            *("sacct", "-X", "-n", "-P", "-o", "JobID,State,ExitCode"),
-            *("-j", ",".join(whole[start : start + 200])),
-        )
+        try:
+            answer = _ask(
+                *("sacct", "-X", "-n", "-P", "-o", "JobID,State,ExitCode"),
+                *("-j", ",".join(whole[start : start + 200])),
+            )
+        except InputError:
+            # The queue has answered; the accounting, which some clusters lack, only knows why.
+            break
         for line in answer.splitlines():
             job_id, state, code = (*line.split("|"), "", "")[:3]
             if job_id in wanted and job_id not in states:
                 states[job_id] = JobState("gone", _spell_end(state, code))
     for job_id in gone:
-        states.setdefault(job_id, JobState("gone", "SLURM knows no such job"))
+        states.setdefault(job_id, JobState("gone", ended.get(job_id, "SLURM knows no such job")))
     return states
 
 
@@ -234,7 +269,18 @@ def cancel_in_slurm(job_ids: Sequence[str]) -> None:
 
 
 def process_start(pid: int) -> int | None:
-    """When a process of this machine started, in its kernel's ticks; None if there is none (or a zombie)."""
+    """When a process of this machine started, in its kernel's ticks; None if there is none (or a zombie).
+
+    Where the kernel does not tell (no /proc), 0 for a process that is there.
+    """
+    if not Path("/proc/self/stat").exists():
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except OSError:
+            pass
+        return 0
     try:
         text = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -256,16 +302,34 @@ def claim_locally(folder: SweepFolder, run_ids: Sequence[str], cluster: Cluster)
     )
 
 
-def local_state(submission: Mapping[str, Any], run_id: str) -> JobState:
-    """What is known of a run that a process of some machine took on."""
+def local_state(submission: Mapping[str, Any], run_id: str, busy: bool = True) -> JobState:
+    """What is known of a run that a process of some machine took on.
+
+    Args:
+        submission: the one that took it.
+        run_id: of the run.
+        busy: whether anybody works on a run of the submission; asked where its process is out of sight.
+    """
     job = submission["jobs"][run_id]
     if job == ENDED_HERE:
         return JobState("gone", "its process ended")
     if submission["host"] != socket.gethostname():
+        if not busy:
+            return JobState("gone", f"nobody works on it on {submission['host']}")
         return JobState("running", f"on {submission['host']}, as far as known here")
     if process_start(submission["pid"]) != submission["pid_started"]:
         return JobState("gone", "the process that started it is gone")
     return JobState("pending" if job == QUEUED else "running", f"process {job}")
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs of this machine that may be used, by the names that CUDA_VISIBLE_DEVICES takes."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return tuple(name.strip() for name in given.split(",") if name.strip())
+    import torch
+
+    return tuple(map(str, range(torch.cuda.device_count())))
 
 
 def run_locally(
@@ -299,6 +363,7 @@ def run_locally(
             words = " && ".join([*self.commands, f"exec {_command(self.folder)}"])
             return f"sh -c {shlex.quote(words)}"
 
+    gpus = visible_gpus()
     content = json.loads(claim.read_text())
     waiting, working = list(jobs), dict[str, tuple[Any, int]]()
     tries = dict.fromkeys(jobs, 0)
@@ -316,7 +381,7 @@ def run_locally(
             signal_delay_s=resources.signal_delay_s,
             tasks_per_node=1,
             gpus_per_node=resources.gpus_per_node,
-            visible_gpus=tuple(range(first, first + resources.gpus_per_node)),
+            visible_gpus=gpus[first : first + resources.gpus_per_node],
             stderr_to_stdout=True,
         )
         executor.commands = resources.setup

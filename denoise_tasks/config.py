@@ -122,10 +122,6 @@ class TrainConfig(TrainingFlags):
             raise InputError(
                 f"--test_share: given {self.test_share:g}, allowed: at least 0 and below 1"
             )
-        if self.test_share and self.task == "gaussian" and self.data_path is None:
-            raise InputError(
-                "--test_share: the photographs of scikit-image have fixed sides; give --data_path"
-            )
         if self.task == "sidd" and (self.data_path is None) == (self.pairs is None):
             raise InputError(
                 "--task sidd: give either --data_path, the folder SIDD_Small_sRGB_Only, or --pairs, "

@@ -93,6 +93,10 @@ def prepare(config: TrainConfig, say: Say = say_nothing) -> Setup:
     if config.model not in list_models():
         raise InputError(f"--model: given {config.model}, allowed: {', '.join(list_models())}")
     if config.task == "gaussian" and config.data_path is None:
+        if config.test_share:
+            raise InputError(
+                "--test_share: the photographs of scikit-image have fixed sides; give --data_path"
+            )
         say(
             "No --data_path: using the photographs that come with scikit-image, split by picture, and "
             "settings fit for a laptop."

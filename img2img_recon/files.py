@@ -101,6 +101,9 @@ def locked(path: Path, wait_s: float, busy: str) -> Iterator[None]:
                 if time.monotonic() >= deadline:
                     raise InputError(busy) from None
                 time.sleep(0.02)
+            except OSError as error:
+                # Some network file systems know no locks.
+                raise InputError(f"{path}: cannot be locked ({error.strerror})") from None
         yield
 
 

@@ -187,6 +187,16 @@ class RunFolder:
             if leftover.is_file():
                 leftover.unlink()
 
+    def is_locked(self) -> bool:
+        """Whether a process works in the folder."""
+        if not (self.path / ".lock").exists():
+            return False
+        try:
+            with self.locked():
+                return False
+        except InputError:
+            return True
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from working in the folder at the same time.
