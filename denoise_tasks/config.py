@@ -86,6 +86,9 @@ class TrainConfig(TrainingFlags):
     )
     val_share: float = flag(0.1, help="share of the classes, pictures or scenes that validate")
     test_share: float = flag(0.0, help="share of them kept for evaluate.py --split test")
+    split_seed: int = flag(
+        42, help="decides the sides and the subsets, so that runs of another --seed have the same"
+    )
     train_images: int | None = flag(
         None, help="a seeded subset of so many training images; smaller ones lie within larger ones"
     )

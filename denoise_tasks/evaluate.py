@@ -44,7 +44,7 @@ from img2img_recon.progress import bar, silent
 from img2img_recon.training import pick_device
 
 OUTPUTS = ("results.json", "results.csv", "results.md")
-SPLIT_KEYS = ("data_path", "pairs", "val_scenes", "val_share", "test_share", "seed")
+SPLIT_KEYS = ("data_path", "pairs", "val_scenes", "val_share", "test_share", "split_seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,7 @@ def _find_cases(config: EvaluateConfig, runs: dict[str, Denoiser]) -> list[tuple
         paths = list_pictures(config.data_path)
     else:
         assert first is not None
-        stored = {key: first.config[key] for key in ("val_share", "test_share", "seed")}
+        stored = {key: first.config[key] for key in ("val_share", "test_share", "split_seed")}
         split = gaussian_split(config.data_path, **stored)
         paths = [source.path for source in getattr(split, config.split)]
     paths = paths[: config.limit]

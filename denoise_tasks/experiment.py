@@ -114,11 +114,13 @@ def prepare(config: TrainConfig, say: Say = say_nothing) -> Setup:
     return Setup(config, options, train, val, run, content, say)
 
 
-def gaussian_split(data_path: Path | None, val_share: float, test_share: float, seed: int) -> Split:
+def gaussian_split(
+    data_path: Path | None, val_share: float, test_share: float, split_seed: int
+) -> Split:
     """The images of a run on Gaussian noise, split by class or picture."""
     if data_path is None:
         return builtin_sources()
-    return split_groups(list_sources(data_path), val_share, test_share, seed, "--data_path")
+    return split_groups(list_sources(data_path), val_share, test_share, split_seed, "--data_path")
 
 
 def pairs_split(
@@ -127,7 +129,7 @@ def pairs_split(
     val_scenes: Sequence[str] | None,
     val_share: float,
     test_share: float,
-    seed: int,
+    split_seed: int,
     on_broken: Say | None = None,
 ) -> tuple[list[Pair], list[Pair], list[Pair]]:
     """The pairs of a run on real noise, split by scene: training, validation and test.
@@ -142,7 +144,7 @@ def pairs_split(
 
     def shares(rest: Sequence[Pair], first: float, second: float, flag: str) -> list[list[Pair]]:
         sources = [Source(pair.noisy, pair.scene) for pair in rest]
-        sides = split_groups(sources, first, second, seed, flag)
+        sides = split_groups(sources, first, second, split_seed, flag)
         return [[by_path[source.path] for source in side] for side in sides]
 
     if val_scenes is None and pairs is None:
@@ -159,12 +161,12 @@ def pairs_split(
 
 def _gaussian(config: TrainConfig, crop: int, say: Say) -> tuple[TrainCrops, EvalImages]:
     train, val, _ = gaussian_split(
-        config.data_path, config.val_share, config.test_share, config.seed
+        config.data_path, config.val_share, config.test_share, config.split_seed
     )
     root = config.data_path or train[0].path.parent
     val_count = None if config.val_images is None else min(config.val_images, len(val))
-    train = subset(train, config.train_images, root, config.seed, "--train_images")
-    val = subset(val, val_count, root, config.seed, "--val_images")
+    train = subset(train, config.train_images, root, config.split_seed, "--train_images")
+    val = subset(val, val_count, root, config.split_seed, "--val_images")
     paper = config.protocol == "paper"
 
     def store(sources: Sequence[Source], centre_size: int | None) -> PixelStore:
@@ -217,12 +219,13 @@ def _pairs(config: TrainConfig, crop: int, say: Say) -> tuple[TrainCrops, EvalIm
         config.val_scenes,
         config.val_share,
         config.test_share,
-        config.seed,
+        config.split_seed,
         lambda message: say(f"skipped: {message}"),
     )
     sources = [Source(pair.noisy, pair.scene) for pair in train]
     kept = {
-        s.path for s in subset(sources, config.train_images, folder, config.seed, "--train_images")
+        s.path
+        for s in subset(sources, config.train_images, folder, config.split_seed, "--train_images")
     }
     train = [pair for pair in train if pair.noisy in kept]
     scenes = ", ".join(sorted({pair.scene for pair in val}))
@@ -270,7 +273,9 @@ def _pairs(config: TrainConfig, crop: int, say: Say) -> tuple[TrainCrops, EvalIm
     val_windows = patches(val_clean, max(crop, PAPER_CROP) if large else crop)
     if config.val_images is not None and len(val_windows) > config.val_images:
         val_windows = sorted(
-            sorted(val_windows, key=lambda w: seed_of("val", config.seed, *w))[: config.val_images]
+            sorted(val_windows, key=lambda w: seed_of("val", config.split_seed, *w))[
+                : config.val_images
+            ]
         )
     return (
         TrainCrops(clean, windows, crop, config.seed, noisy=noisy, augment=bool(config.augment)),

@@ -213,6 +213,23 @@ def test_a_share_of_the_scenes_that_are_not_held_out_is_kept_for_testing(pairs, 
     assert scenes[0].isdisjoint(scenes[2])
 
 
+def test_runs_of_another_seed_have_the_same_images(photos, pairs):
+    def images(**more):
+        setup = prepare(gaussian(photos, None, train_images=4, val_images=1, **more))
+        return setup.train.clean.names, setup.val.clean.names
+
+    assert images(seed=1) == images(seed=2)
+    assert images(seed=1) != images(seed=1, split_seed=4)
+
+    def windows(**more):
+        setup = prepare(
+            TrainConfig(task="sidd", pairs=pairs, train_images=3, val_images=1, **more, **SMALL)
+        )
+        return setup.train.clean.names, setup.val.clean.names, setup.val.windows
+
+    assert windows(seed=1) == windows(seed=2)
+
+
 def test_broken_and_small_pairs(pairs, tmp_path):
     root = Path(shutil.copytree(pairs, tmp_path / "pairs"))
     config = TrainConfig(task="sidd", pairs=root, val_scenes=("tree",), **SMALL)
