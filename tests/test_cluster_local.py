@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from cluster.control import run_states, submit
 from cluster.folder import SweepFolder
 from cluster.grid import Resources, read_sweep
 from cluster.jobs import TrainingJob, place_of
-from cluster.queues import sbatch_header
+from cluster.launch import read_command
+from cluster.queues import sbatch_header, slurm_states
 from cluster.results import collect
 from img2img_recon.errors import InputError
 from img2img_recon.stopping import STOP_REQUEST
@@ -177,6 +179,96 @@ def test_failures_are_counted_by_place_and_once_per_attempt(tmp_path):
     assert record.read().reason == "traceback of 1.2"
 
 
+def test_processes_of_one_job_that_fail_at_different_places(tmp_path, monkeypatch):
+    """The first to fail counts; the others, cut off by it, neither crash nor take the count back."""
+
+    def fails(message: str) -> Exception:
+        try:
+            raise ValueError(message) if message == "first" else OSError(message)
+        except (ValueError, OSError) as error:
+            return error
+
+    record = SweepFolder(tmp_path).record("a")
+    job = TrainingJob("a", "mri", {}, str(tmp_path), 5)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    given_up = []
+    for attempt in range(3):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(attempt))
+        errors = [fails("first"), fails("second")]
+        given_up.append([job._failed(record, error) for error in errors])
+    assert given_up == [[False, False], [False, False], [True, True]]
+    assert list(record.read().failures.values()) == [3]
+
+
+def test_failures_that_move_about_come_to_an_end(tmp_path):
+    record = SweepFolder(tmp_path).record("a")
+    job = TrainingJob("a", "mri", {}, str(tmp_path), 5)
+    for number in range(9):
+        with record.change() as content:
+            content.add_failure(f"place {number}", "text", f"attempt {number}")
+    assert job._failed(record, ValueError("one more"))
+
+
+@pytest.mark.parametrize(
+    ("ping", "says"),
+    [
+        ("Slurmctld(primary) at a is DOWN\nSlurmctld(backup) at b is UP", ""),
+        ("Slurmctld(primary) at a is DOWN", "its controller does not answer"),
+    ],
+)
+def test_a_cluster_without_accounting_and_with_a_backup(tmp_path, monkeypatch, ping, says):
+    answers = {
+        "sbatch": "echo slurm 23.02",
+        "scontrol": f"printf '{ping}\n'",
+        "squeue": "printf '4_1|RUNNING|None\n4_2|FAILED|NonZeroExitCode\n'",
+        "sacct": "echo 'Slurm accounting storage is disabled' >&2; exit 1",
+    }
+    for name, answer in answers.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{answer}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    if says:
+        with pytest.raises(InputError, match=says):
+            slurm_states(["4_1"])
+        return
+    states = slurm_states(["4_1", "4_2", "4_3"])
+    assert states["4_1"].state == "running"
+    assert states["4_2"] == ("gone", "FAILED")
+    assert states["4_3"] == ("gone", "SLURM knows no such job")
+
+
+def test_a_run_of_another_machine_is_gone_when_nobody_works_in_its_folder(tmp_path):
+    sweep, folder = make(tmp_path, [0, 1])
+    first, second = (run.id for run in sweep.runs)
+    folder.add_submission(
+        {
+            "cluster": "local",
+            "time": 0,
+            "host": "elsewhere",
+            "pid": 1,
+            "pid_started": 1,
+            "jobs": {first: "123", second: "queued"},
+        }
+    )
+    with folder.run(first).locked():
+        assert states_of(sweep, folder) == ["running", "running"]
+    assert states_of(sweep, folder) == ["failed", "failed"]
+    assert "elsewhere" in run_states(folder, [first])[first].detail
+
+
+def test_more_gpus_than_there_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    sweep, folder = make(tmp_path, [0])
+    runs = tuple(
+        replace(run, resources=replace(run.resources, gpus_per_node=1)) for run in sweep.runs
+    )
+    with pytest.raises(
+        InputError, match=r"needs 3 GPUs \(gpus_per_node 1, 3 at a time\), there are 2"
+    ):
+        submit(replace(sweep, runs=runs), folder, "local", parallel=3)
+
+
 def test_a_given_up_run_is_not_trained_again_by_a_job_left_in_the_queue(tmp_path):
     folder = SweepFolder(tmp_path)
     with folder.record("a").change() as content:
@@ -199,6 +291,7 @@ def test_batch_header_says_what_the_resources_say(tmp_path):
     ):  # fmt: skip
         assert f"#SBATCH {wanted}" in lines
     assert "module load cuda" in lines
+    assert "--kill-on-bad-exit=1 --cpus-per-task=6 --wait=0" in lines[-1]
 
 
 def complaint(main: Any, *words: object) -> str:
@@ -240,7 +333,32 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
     assert "SLURM is not installed here" in complaint(launch, *train, "singlecoil")
     two = complaint(launch, "--nodes", 2, "--cluster", "local", *train, "singlecoil")
     assert "runs on 1 node, given --nodes 2" in two
+    devices = complaint(launch, *train, "singlecoil", "--devices", 4)
+    assert "--devices: given 4, but the job starts 1 processes on each node" in devices
+    assert "--signal_delay_s: given 120, allowed: less than timeout_min" in complaint(
+        launch, "--timeout_min", 2, *train, "singlecoil"
+    )
     assert not (tmp_path / "paper").exists()
+
+
+def test_launches_are_told_apart_by_what_their_flags_mean(tmp_path, monkeypatch):
+    from cluster.launch import main as launch
+
+    def command(*flags: object, resources: Resources | None = None) -> Any:
+        words = ["fastmri_plugin/train.py", "--challenge", "singlecoil", *map(str, flags)]
+        return read_command(words, resources or Resources())
+
+    one = command("--depth", 8, "--patch_size", 4)
+    assert one.id != command("--depth", 4, "--patch_size", 8).id
+    assert one.id == command("--patch-size=4", "--depth", 8).id
+    gpus = command("--depth", 8, resources=Resources(gpus_per_node=2))
+    assert gpus.words[gpus.words.index("--accelerator") + 1] == "gpu"
+    monkeypatch.chdir(tmp_path)
+    folder = SweepFolder(tmp_path / "f")
+    folder.claim("f", one.module, {"command": one.id, "words": list(one.words)})
+    words = ("--cluster", "debug", "--folder", folder.path, "--", "fastmri_plugin/train.py")
+    other = complaint(launch, *words, "--challenge", "singlecoil", "--depth", 4)
+    assert "is another command's (--challenge singlecoil --depth 8" in other
 
 
 def test_scripts_exit_with_status_two(script):
@@ -267,6 +385,11 @@ def test_an_unreadable_data_folder_is_named_with_its_line(tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text(f"task: mri\nbase:\n  challenge: singlecoil\n  data_path: {tmp_path / 'no'}\n")
     with pytest.raises(InputError, match=r"s\.yaml:4: base\.data_path: .*no is not a folder"):
+        submit(read_sweep(path), SweepFolder(tmp_path / "out"), "local")
+
+
+    path.write_text(f"task: sidd\nbase:\n  pairs: {tmp_path / 'no'}\n")
+    with pytest.raises(InputError, match=r"s\.yaml:3: base\.pairs: .*no is not a folder"):
         submit(read_sweep(path), SweepFolder(tmp_path / "out"), "local")
 
 

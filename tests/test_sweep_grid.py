@@ -213,6 +213,8 @@ def test_rows_bring_resources_and_tags_and_group_into_arrays(tmp_path):
     assert [len(group) for group in groups] == [2, 2]
     assert groups[1][0].resources.processes_per_node == 2
     assert groups[1][0].config["devices"] == "2"
+    assert groups[1][0].config["accelerator"] == "gpu"
+    assert "accelerator" not in groups[0][0].config
     assert groups[0][0].tags == {"kind": "small"}
     assert {run.resources.timeout_min for run in sweep.runs} == {9}
 
@@ -292,6 +294,14 @@ BASE = "base:\n  challenge: singlecoil\n"
         (
             HEAD + BASE + "resources:\n  grace_s: 200\n",
             r"one.yaml:6: resources.grace_s: given 200, allowed: less than signal_delay_s",
+        ),
+        (
+            HEAD + BASE + "  devices: '4'\nresources: {tasks_per_node: 2}\n",
+            r"one.yaml:5: base.devices: devices: given 4, but the job starts 2 processes",
+        ),
+        (
+            HEAD + BASE + "resources: {timeout_min: 2}\n",
+            r"one.yaml:5: resources.*: given 120, allowed: less than timeout_min",
         ),
         (HEAD + BASE + "plots:\n- {x: seed}\n", r"one.yaml:6: plots\[0\].y: missing"),
         (
