@@ -60,7 +60,7 @@ COUNTS: dict[str, dict[str, set[int]]] = {
         "linear_mixer": {208_000},
         "original_mixer": {206_019},
         "multires_mixer": {184_976},
-        "vit": {221_448},
+        "vit": {221_448, 221_936},
         "unet": {189_503, 188_103},
     },
     "small_scaling": {"img2img_mixer": {18_080, 43_968, 182_848}, "unet": {30_171, 188_103}},
