@@ -387,7 +387,6 @@ def test_an_unreadable_data_folder_is_named_with_its_line(tmp_path):
     with pytest.raises(InputError, match=r"s\.yaml:4: base\.data_path: .*no is not a folder"):
         submit(read_sweep(path), SweepFolder(tmp_path / "out"), "local")
 
-
     path.write_text(f"task: sidd\nbase:\n  pairs: {tmp_path / 'no'}\n")
     with pytest.raises(InputError, match=r"s\.yaml:3: base\.pairs: .*no is not a folder"):
         submit(read_sweep(path), SweepFolder(tmp_path / "out"), "local")
