@@ -16,7 +16,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -322,6 +323,20 @@ def local_state(submission: Mapping[str, Any], run_id: str, busy: bool = True) -
     return JobState("pending" if job == QUEUED else "running", f"process {job}")
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let processes that start in this block be interrupted, which is how submitit cancels them.
+
+    A process that a script has started in the background ignores SIGINT, and its children inherit that.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def visible_gpus() -> tuple[str, ...]:
     """The GPUs of this machine that may be used, by the names that CUDA_VISIBLE_DEVICES takes."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -385,7 +400,8 @@ def run_locally(
             stderr_to_stdout=True,
         )
         executor.commands = resources.setup
-        handed = executor.submit(job)
+        with interruptible():
+            handed = executor.submit(job)
         working[run_id] = (handed, slot)
         tries[run_id] += 1
         note(run_id, handed.job_id)

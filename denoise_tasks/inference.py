@@ -58,7 +58,7 @@ def load_denoiser(source: Path) -> Denoiser:
     """
     config, checkpoint, path = read_run(source, TASKS, "denoise_tasks/train.py")
     # Runs from before there was a seed of its own were split by the only one.
-    config.setdefault("split_seed", config["seed"])
+    config.setdefault("split_seed", config.get("seed"))
     module = build_module(config)
     load_weights(module, checkpoint, path)
     return Denoiser(

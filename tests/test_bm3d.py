@@ -182,9 +182,13 @@ def test_many_checks_before_it_computes(colour, monkeypatch):
 
 
 POOL_SCRIPT = """
+import signal
 import sys
 import numpy as np
 from denoise_tasks.bm3d import denoise_many
+
+# Tests started in the background ignore the signal, and all their children do.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def track(items, description, total):
     for item in items:
