@@ -49,8 +49,7 @@ def run_states(
     for submission in folder.submissions():
         for run_id in submission["jobs"]:
             latest[run_id] = submission
-    runs = str(folder.path / "runs")
-    finished = {i for i in run_ids if os.path.exists(f"{runs}/{i}/metrics.json")}
+    finished = {i for i in run_ids if os.path.exists(folder.run(i).metrics_file)}
     open_runs = [run_id for run_id in run_ids if run_id not in finished]
     recorded = set()
     if (folder.path / "records").is_dir():
@@ -198,17 +197,9 @@ def submit(
     check_data(sweep)
     if cluster == "slurm":
         queues.check_slurm()
-    for run in sweep.runs:
-        if cluster != "slurm" and run.resources.nodes > 1:
-            raise InputError(
-                f"--cluster {cluster}: runs on 1 node, given nodes {run.resources.nodes}"
-            )
-        wanted = run.resources.gpus_per_node * (parallel if cluster == "local" else 1)
-        if cluster != "slurm" and wanted and wanted > (there := len(queues.visible_gpus())):
-            raise InputError(
-                f"--cluster {cluster}: needs {wanted} GPUs (gpus_per_node {run.resources.gpus_per_node}, "
-                f"{parallel} at a time), there are {there}"
-            )
+    else:
+        for group in by_shape(sweep.runs):
+            queues.check_local(cluster, group[0].resources, parallel)
     folder.check_owner(sweep.name, sweep.task)
     with folder.lock():
         check_folders(folder, sweep)

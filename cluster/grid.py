@@ -512,7 +512,8 @@ def read_sweep(path: Path, site: Path | None = None, changes: Sequence[str] = ()
         if "resources" in rest:
             shape = _resources(document, (*place, "resources"), rest["resources"], resources)
         try:
-            config = {**base, **values, **_placement(task, shape, {**base, **values})}
+            config = {**placement(shape), **base, **values, "progress": False}
+            check_placement(config["devices"], config["num_nodes"], shape, "")
             tasks.build_config(task, config)
         except InputError as error:
             raise _locate(document, str(error), values, where, place) from None
@@ -570,18 +571,16 @@ def read_site_resources(path: Path | None = None) -> dict[str, Any]:
     return {key: getattr(checked, key) for key in given}
 
 
-def _placement(task: str, resources: Resources, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags that follow from the resources: processes on each machine, machines."""
-    names = {item.name for item in fields(tasks.config_class(task))}
-    own: dict[str, Any] = {"progress": False, "num_nodes": resources.nodes}
-    if "devices" not in config:
-        own["devices"] = str(resources.processes_per_node)
-    else:
-        check_placement(config["devices"], resources.nodes, resources, "")
-    if "accelerator" not in config and resources.gpus_per_node:
+def placement(resources: Resources) -> dict[str, Any]:
+    """A training's flags that follow from its resources: machines, processes on each, what they train on."""
+    flags: dict[str, Any] = {
+        "num_nodes": resources.nodes,
+        "devices": str(resources.processes_per_node),
+    }
+    if resources.gpus_per_node:
         # A node whose GPU cannot be seen shall say so, not train for days on its processor.
-        own["accelerator"] = "gpu"
-    return {key: value for key, value in own.items() if key in names}
+        flags["accelerator"] = "gpu"
+    return flags
 
 
 def check_placement(devices: str, nodes: int, resources: Resources, dashes: str) -> None:

@@ -19,7 +19,13 @@ from typing import Any
 
 from cluster import control, queues
 from cluster.folder import SweepFolder
-from cluster.grid import DATA_FLAGS, Resources, check_placement, read_site_resources
+from cluster.grid import (
+    DATA_FLAGS,
+    Resources,
+    check_placement,
+    placement,
+    read_site_resources,
+)
 from cluster.jobs import ScriptJob
 from cluster.tasks import PACKAGES, plain
 from img2img_recon.cli import flag, parse_config, run_script, underscore_flags
@@ -90,13 +96,9 @@ def read_command(words: Sequence[str], resources: Resources) -> Command:
         raise InputError(f"after --: {words[0]} trains nothing; allowed: the packages' train.py")
     flags = underscore_flags(words[1:])
     names = {word.partition("=")[0] for word in flags if word.startswith("--")}
-    if "--num_nodes" not in names:
-        flags += ["--num_nodes", str(resources.nodes)]
-    if "--devices" not in names:
-        flags += ["--devices", str(resources.processes_per_node)]
-    if "--accelerator" not in names and resources.gpus_per_node:
-        # A node whose GPU cannot be seen shall say so, not train for days on its processor.
-        flags += ["--accelerator", "gpu"]
+    for name, value in placement(resources).items():
+        if f"--{name}" not in names:
+            flags += [f"--{name}", str(value)]
     if not {"--progress", "--no_progress"} & names:
         flags.append("--no_progress")
     config = parse_config(config_class, flags)
@@ -107,10 +109,10 @@ def read_command(words: Sequence[str], resources: Resources) -> Command:
         folder = getattr(config, key, None)
         if folder is not None and not folder.is_dir():
             raise InputError(f"--{key}: {folder} is not a folder that can be read here")
-    name = f"{path.parent.name}.{path.stem}"
+    script = f"{path.parent.name}.{path.stem}"
     meaning = {key: value for key, value in plain(vars(config)).items() if key != "run_dir"}
-    own_id = config_hash({"module": name, "config": meaning, "run_dir": str(config.run_dir)})
-    return Command(name, tuple(flags), config.run_dir, own_id)
+    own_id = config_hash({"module": script, "config": meaning, "run_dir": str(config.run_dir)})
+    return Command(script, tuple(flags), config.run_dir, own_id)
 
 
 def launch(
@@ -126,8 +128,8 @@ def launch(
     run_id = folder.path.name
     if cluster == "slurm":
         queues.check_slurm()
-    elif resources.nodes > 1:
-        raise InputError(f"--cluster {cluster}: runs on 1 node, given --nodes {resources.nodes}")
+    else:
+        queues.check_local(cluster, resources, dashes="--")
     run = folder.run(run_id)
     job = ScriptJob(
         run_id=run_id,

@@ -166,12 +166,18 @@ def submit_to_slurm(
         part = ids[start : start + largest]
         logs = folder.logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{part[0]}"
         executor = SlurmExecutor(logs, max_num_timeout=resources.max_timeouts)
-        parameters = _slurm_parameters(name, resources)
         mark = f"{part[0]}-{time.time_ns()}"
-        parameters["comment"] = mark
-        executor.update_parameters(**parameters)
+        executor.update_parameters(**_slurm_parameters(name, resources), comment=mark)
         try:
             handed = executor.submit_array([jobs[run_id] for run_id in part])
+            folder.add_submission(
+                {
+                    "cluster": "slurm",
+                    "time": time.time(),
+                    "logs": str(logs),
+                    "jobs": {run_id: job.job_id for run_id, job in zip(part, handed, strict=True)},
+                }
+            )
         except submitit.core.utils.FailedJobError as error:
             said = str(error).strip().split("\n")[-1]
             shape = (
@@ -181,18 +187,6 @@ def submit_to_slurm(
                 f"partition {resources.partition}"
             )
             raise InputError(f"resources: SLURM refuses the job ({shape}): {said}") from None
-        except BaseException:
-            _take_back(mark)
-            raise
-        try:
-            folder.add_submission(
-                {
-                    "cluster": "slurm",
-                    "time": time.time(),
-                    "logs": str(logs),
-                    "jobs": {run_id: job.job_id for run_id, job in zip(part, handed, strict=True)},
-                }
-            )
         except BaseException:
             _take_back(mark)
             raise
@@ -337,6 +331,32 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def check_local(
+    cluster: Cluster, resources: Resources, parallel: int = 1, dashes: str = ""
+) -> None:
+    """See that this machine alone has what `parallel` runs of this shape need at a time.
+
+    Args:
+        cluster: local or debug; the latter runs one at a time.
+        resources: of a run.
+        parallel: runs at a time.
+        dashes: what a flag's name begins with in the error.
+
+    Raises:
+        InputError: more machines, or more GPUs, than there are.
+    """
+    if resources.nodes > 1:
+        raise InputError(
+            f"--cluster {cluster}: runs on 1 node, given {dashes}nodes {resources.nodes}"
+        )
+    wanted = resources.gpus_per_node * (parallel if cluster == "local" else 1)
+    if wanted and wanted > (there := len(visible_gpus())):
+        raise InputError(
+            f"--cluster {cluster}: needs {wanted} GPUs ({dashes}gpus_per_node {resources.gpus_per_node}, "
+            f"{parallel} at a time), there are {there}"
+        )
+
+
 def visible_gpus() -> tuple[str, ...]:
     """The GPUs of this machine that may be used, by the names that CUDA_VISIBLE_DEVICES takes."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -378,7 +398,8 @@ def run_locally(
             words = " && ".join([*self.commands, f"exec {_command(self.folder)}"])
             return f"sh -c {shlex.quote(words)}"
 
-    gpus = visible_gpus()
+    uses_gpus = any(resources.gpus_per_node for _, resources in jobs.values())
+    gpus = visible_gpus() if uses_gpus else ()
     content = json.loads(claim.read_text())
     waiting, working = list(jobs), dict[str, tuple[Any, int]]()
     tries = dict.fromkeys(jobs, 0)

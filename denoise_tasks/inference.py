@@ -57,8 +57,6 @@ def load_denoiser(source: Path) -> Denoiser:
         InputError: no checkpoint, one of another task, or weights of another network.
     """
     config, checkpoint, path = read_run(source, TASKS, "denoise_tasks/train.py")
-    # Runs from before there was a seed of its own were split by the only one.
-    config.setdefault("split_seed", config.get("seed"))
     module = build_module(config)
     load_weights(module, checkpoint, path)
     return Denoiser(

@@ -333,6 +333,9 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
     assert "SLURM is not installed here" in complaint(launch, *train, "singlecoil")
     two = complaint(launch, "--nodes", 2, "--cluster", "local", *train, "singlecoil")
     assert "runs on 1 node, given --nodes 2" in two
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    gpus = complaint(launch, "--gpus_per_node", 2, "--cluster", "local", *train, "singlecoil")
+    assert "needs 2 GPUs (--gpus_per_node 2, 1 at a time), there are 1" in gpus
     devices = complaint(launch, *train, "singlecoil", "--devices", 4)
     assert "--devices: given 4, but the job starts 1 processes on each node" in devices
     assert "--signal_delay_s: given 120, allowed: less than timeout_min" in complaint(

@@ -209,6 +209,23 @@ def test_preemption_saves_within_the_grace_time_and_goes_on(slurm, tmp_path):
     assert ends == ["stopped", "done"]
 
 
+def test_an_array_that_nobody_would_know_of_is_taken_back(slurm, tmp_path, monkeypatch):
+    """Interrupted between the hand-in and the note of it."""
+
+    def interrupted(*words: Any) -> None:
+        raise KeyboardInterrupt
+
+    case = Case(tmp_path, 2, steps=500)
+    monkeypatch.setattr(SweepFolder, "add_submission", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        case.submit()
+    deadline = time.monotonic() + 60
+    while subprocess.run(["squeue", "-h"], capture_output=True, check=True).stdout.strip():
+        assert time.monotonic() < deadline, "still in the queue"
+        time.sleep(0.5)
+    assert not case.folder.submissions()
+
+
 def test_a_job_larger_than_any_node_is_refused(slurm, tmp_path):
     case = Case(tmp_path, 2, cpus_per_task=64)
     with pytest.raises(InputError, match=r"^resources: SLURM refuses the job .*cpus_per_task 64"):
