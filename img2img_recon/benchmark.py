@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from img2img_recon.blocked import has_units_for
 from img2img_recon.cli import run_script, underscore_flags
 from img2img_recon.errors import InputError
 from img2img_recon.mixer import Img2ImgMixer
-from img2img_recon.mixing import AxisMLP, MixerLayer, has_units_for
+from img2img_recon.mixing import AxisMLP, MixerLayer
 from img2img_recon.zoo import build_model, list_models
 
 NETWORKS = (

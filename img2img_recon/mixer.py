@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from img2img_recon.errors import InputError
-from img2img_recon.mixing import BLOCK_ELEMENTS, MixerLayer, TokenMixing, runs_blocked
+from img2img_recon.mixing import MixerLayer, TokenMixing
 from img2img_recon.patches import PatchEmbed, PatchExpand
 
 
@@ -63,25 +62,8 @@ class Img2ImgMixer(nn.Module):
         """Map (B, in_chans, H, W) to (B, out_chans, H, W)."""
         check_image(image, self.in_chans, self.img_size)
         volume = self.mixer_layers(self.patch_embed(image))  # (B, H/P, W/P, C)
-        cells = self._output_cells(volume)  # (B, H/P, W/P, P, P, out_chans)
-        return self.patch_expand.interleave(cells).permute(0, 3, 1, 2).contiguous()
-
-    def _output_cells(self, volume: Tensor) -> Tensor:
-        """Expand every cell to P x P pixels of the output image, still gathered by cell.
-
-        Mapping to the image's channels before the pixels are laid out moves out_chans numbers a pixel
-        instead of embed_dim. A CPU does it block by block: the whole expanded volume is larger than
-        what allocators keep, and costs a page fault for every 4 KB each time it is made. Without
-        gradients, where blocks follow each other through the same memory, smaller ones are faster.
-        """
-        if not runs_blocked(volume, self.output.weight):
-            return self.output(self.patch_expand.cells(volume))
-        rows = volume.flatten(0, 1)[:, None]  # (B * H/P, 1, W/P, C)
-        expanded = rows[0].numel() * self.patch_expand.scale**2
-        block_elements = BLOCK_ELEMENTS if torch.is_grad_enabled() else BLOCK_ELEMENTS // 8
-        blocks = rows.split(max(1, block_elements // expanded))
-        cells = torch.cat([self.output(self.patch_expand.cells(block)) for block in blocks])
-        return cells.view(*volume.shape[:3], *cells.shape[3:])
+        pixels = self.patch_expand.project(volume, self.output.weight)  # (B, H, W, out_chans)
+        return pixels.permute(0, 3, 1, 2).contiguous()
 
 
 def image_size(img_size: int | tuple[int, int], divisor: int) -> tuple[int, int]:

@@ -89,5 +89,5 @@ class MultiResMixer(nn.Module):
         for level in reversed(range(LEVELS - 1)):
             x = self.expands[level](x)  # twice the size, half the channels
             x = self.up_layers[level](self.up_layers[level](x)) + kept[level]
-        pixels = self.output(self.patch_expand(x))  # (B, H, W, out_chans)
+        pixels = self.patch_expand.project(x, self.output.weight)  # (B, H, W, out_chans)
         return pixels.permute(0, 3, 1, 2).contiguous()

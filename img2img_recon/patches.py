@@ -5,7 +5,17 @@ Volumes are channels-last, (B, H, W, C), so that every linear map over channels 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from img2img_recon.blocked import (
+    arithmetic_dtype,
+    blocked_projection,
+    pays_off,
+    result_dtype,
+    runs_blocked,
+)
 
 
 class PatchEmbed(nn.Module):
@@ -57,17 +67,51 @@ class PatchExpand(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H * scale, W * scale, out_dim)."""
-        return self.interleave(self.cells(x))
-
-    def cells(self, x: Tensor) -> Tensor:
-        """The new cells, normalised, still gathered by the cell they came from: (B, H, W, s, s, out_dim)."""
         B, H, W, _ = x.shape
-        return self.norm(self.expand(x).view(B, H, W, self.scale, self.scale, -1))
+        s = self.scale
+        return _interleave(self.norm(self.expand(x).view(B, H, W, s, s, -1)))
 
-    def interleave(self, cells: Tensor) -> Tensor:
-        """Lay gathered cells (B, H, W, s, s, any) out as a volume (B, H * s, W * s, any)."""
-        B, H, W, s, _, dim = cells.shape
-        return cells.permute(0, 1, 3, 2, 4, 5).reshape(B, H * s, W * s, dim)
+    def project(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Expand x and map the channels of every new cell linearly.
+
+        Mapping before the cells are laid out moves `out` numbers a cell instead of out_dim. On a CPU the wide
+        layer between also stays in blocks, and is normalised without being written: LayerNorm is
+        centring, which goes into `expand`'s weight, and division by one number a cell.
+
+        Args:
+            x: the volume.
+            weight: (out, out_dim), the map.
+
+        Shapes: (B, H, W, C) -> (B, H * scale, W * scale, out).
+        """
+        B, H, W, C = x.shape
+        s = self.scale
+        dtype = arithmetic_dtype(x)
+        blocked = runs_blocked(x, weight) and pays_off(x, self.expand.weight)
+        if not blocked or dtype not in (torch.float32, torch.float64):
+            wide = self.expand(x).view(B, H, W, s, s, -1)
+            return _interleave(F.linear(self.norm(wide), weight))
+        rows, expand, weight, gain, bias = (
+            t.to(dtype)
+            for t in (
+                x.reshape(-1, C),
+                self.expand.weight,
+                weight,
+                self.norm.weight,
+                self.norm.bias,
+            )
+        )
+        expand = expand.view(s * s, -1, C)
+        expand = expand - expand.mean(1, keepdim=True)
+        mapped = blocked_projection(rows, expand, (weight * gain) @ expand, self.norm.eps)
+        mapped = mapped + weight @ bias
+        return _interleave(mapped.view(B, H, W, s, s, -1).to(result_dtype(x)))
+
+
+def _interleave(cells: Tensor) -> Tensor:
+    """Lay gathered cells (B, H, W, s, s, any) out as a volume (B, H * s, W * s, any)."""
+    B, H, W, s, _, dim = cells.shape
+    return cells.permute(0, 1, 3, 2, 4, 5).reshape(B, H * s, W * s, dim)
 
 
 class PatchMerge(nn.Module):

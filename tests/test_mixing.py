@@ -12,17 +12,21 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from img2img_recon import mixing
+from img2img_recon import blocked
+from img2img_recon.blocked import plain_formulation
 from img2img_recon.errors import InputError
 from img2img_recon.mixer import Img2ImgMixer
-from img2img_recon.mixing import AxisLinear, AxisMLP, MixerLayer, plain_formulation
+from img2img_recon.mixing import AxisLinear, AxisMLP, MixerLayer
 from img2img_recon.patches import PatchEmbed, PatchExpand, PatchMerge
 
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks so small that every tensor here is cut, with a shorter last block."""
-    monkeypatch.setattr(mixing, "BLOCK_ELEMENTS", 150)
+    monkeypatch.setattr(blocked, "BLOCK_ELEMENTS", 150)
+    monkeypatch.setattr(blocked, "TRAINING_BLOCK_ELEMENTS", 150)
+    monkeypatch.setattr(blocked, "MATRIX_ELEMENTS", 60)
+    monkeypatch.setattr(blocked, "PLAIN_ELEMENTS", 0)
 
 
 def transposed_mlp(mlp: AxisMLP, x: Tensor, axis: int) -> Tensor:
@@ -102,7 +106,7 @@ def test_blocked_gradient_is_right(axis: int, with_residual: bool) -> None:
     weights = [mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias]
 
     def run(x: Tensor, residual: Tensor | None, *weights: Tensor) -> Tensor:
-        return mixing.blocked_mlp(x, list(weights), axis, residual)
+        return blocked.blocked_mlp(x, list(weights), axis, residual)
 
     assert torch.autograd.gradcheck(run, (x, residual, *weights))
 
@@ -142,17 +146,17 @@ def test_mixer_equals_its_plain_formulation_forward_and_backward(token_mixing: s
 def test_plain_formulation_ends_with_its_block() -> None:
     x, weight = torch.zeros(1, 2), torch.zeros(2, 2)
     with plain_formulation():
-        assert not mixing.runs_blocked(x, weight)
+        assert not blocked.runs_blocked(x, weight)
         with plain_formulation():
             pass
-        assert not mixing.runs_blocked(x, weight)
-    assert mixing.runs_blocked(x, weight)
+        assert not blocked.runs_blocked(x, weight)
+    assert blocked.runs_blocked(x, weight)
 
 
 def test_training_after_inference_mode() -> None:
     """The hidden buffer kept between calls must not be one that inference mode made."""
     net = small_mixer()
-    mixing._local.__dict__.pop("buffers", None)
+    blocked._local.__dict__.pop("buffers", None)
     image = torch.randn(1, 3, 24, 16)
     with torch.inference_mode():
         net(image)
@@ -171,7 +175,7 @@ def test_results_do_not_share_the_kept_buffer() -> None:
 def test_bfloat16_and_autocast_stay_near_float32(
     units: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mixing, "has_units_for", lambda dtype: units)
+    monkeypatch.setattr(blocked, "has_units_for", lambda dtype: units)
     net = small_mixer()
     image = torch.randn(2, 3, 24, 16)
     expected = net(image).detach()
@@ -204,6 +208,7 @@ def test_functional_transforms_go_through() -> None:
     torch.testing.assert_close(torch.vmap(mlp)(x[None])[0], mlp(x))
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_second_derivatives_need_the_plain_formulation() -> None:
     mlp = AxisMLP(4, 9, 1).double()
     x = torch.randn(1, 4, 3, 5, dtype=torch.float64, requires_grad=True)

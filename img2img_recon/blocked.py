@@ -1,0 +1,394 @@
+"""The mixers' arithmetic on a CPU, in blocks that stay in cache: MLPs along an axis, output projection.
+
+In the plain formulation the hidden layer of an MLP (f times the volume: 8 MB for 64 x 64 x 128 with
+f = 4) travels to memory and back around GELU. Here an MLP runs over one block of its batch axes at a time,
+through a hidden buffer that stays in cache and is kept between calls (a fresh one would cost a page
+fault for every 4 KB). Adding the wide layer's bias in place, in cache, beats `addmm`, which first copies the
+bias over its whole output. Training keeps the hidden layer before GELU and nothing else of that size: computing GELU
+again costs less than storing its result. The output projection likewise keeps its wide layer in a block.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+# Elements of the hidden buffer: 4 MB in float32. Smaller blocks are more operations, each of which
+# starts and joins all threads; larger ones fall out of the last-level cache.
+BLOCK_ELEMENTS = 1 << 20
+TRAINING_BLOCK_ELEMENTS = 1 << 21
+# Hidden elements of one matrix above which mixing along height goes column by column of the grid: products
+# of small matrices that stay in a core's own cache are then faster than one wide product.
+MATRIX_ELEMENTS = 1 << 17
+# Hidden elements of a whole MLP up to which the plain formulation is faster: all of it is in cache anyway.
+PLAIN_ELEMENTS = 1 << 17
+
+_local = threading.local()
+
+
+@contextmanager
+def plain_formulation() -> Iterator[None]:
+    """Run every mixer of this thread in its plain formulation.
+
+    For comparisons, and for what the blocked one lacks: second derivatives and forward-mode ones.
+    """
+    before = getattr(_local, "plain", False)
+    _local.plain = True
+    try:
+        yield
+    finally:
+        _local.plain = before
+
+
+def runs_blocked(x: Tensor, weight: Tensor) -> bool:
+    """True for ordinary tensors on a CPU; tracers and tensor subclasses run the plain formulation."""
+    return (
+        x.device.type == "cpu"
+        and type(x) is Tensor
+        and type(weight) in (nn.Parameter, Tensor)
+        and x.numel() > 0
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and not getattr(_local, "plain", False)
+    )
+
+
+def pays_off(x: Tensor, wide_weight: Tensor) -> bool:
+    """Whether the blocked formulation is the faster one.
+
+    Args:
+        x: what is mapped.
+        wide_weight: (wide, dim), the weight that leads to the wide layer.
+    """
+    if x.numel() // wide_weight.shape[1] * wide_weight.shape[0] > PLAIN_ELEMENTS:
+        return True
+    # Whatever its size, the plain formulation computes in half precision, which may be emulated.
+    return not has_units_for(result_dtype(x))
+
+
+def result_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of a linear map of x: autocast's where it is on, else x's own."""
+    # Autocast looks at operators, not inside an autograd.Function: cast as it would have.
+    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
+        return torch.get_autocast_dtype("cpu")
+    return x.dtype
+
+
+def arithmetic_dtype(x: Tensor) -> torch.dtype:
+    """The dtype to compute a linear map of x in.
+
+    float32 for bfloat16 or float16 on a processor without units for it: there a half-precision
+    product is emulated, and takes several times as long as a float32 one.
+    """
+    dtype = result_dtype(x)
+    return dtype if has_units_for(dtype) else torch.float32
+
+
+# What torch says of a processor that multiplies matrices in a half-precision dtype.
+_UNITS = {
+    torch.bfloat16: ("_is_avx512_bf16_supported", "_is_amx_tile_supported"),
+    torch.float16: ("_is_amx_fp16_supported",),
+}
+
+
+def has_units_for(dtype: torch.dtype) -> bool:
+    """Whether this CPU multiplies matrices of `dtype` at least as fast as float32."""
+    if dtype not in _UNITS or platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    probes = [getattr(torch.cpu, name, None) for name in _UNITS[dtype]]
+    return any(probe() for probe in probes if probe is not None)
+
+
+def blocked_mlp(x: Tensor, weights: list[Tensor], axis: int, residual: Tensor | None) -> Tensor:
+    """Compute [residual +] W2 gelu(W1 x + b1) + b2 along a non-negative axis, block by block."""
+    dtype, compute_dtype = result_dtype(x), arithmetic_dtype(x)
+    if any(tensor.dtype != compute_dtype for tensor in (x, *weights)):
+        x, *weights = (tensor.to(compute_dtype) for tensor in (x, *weights))
+    added = residual if residual is not None and residual.dtype == compute_dtype else None
+    tensors = (x, added, *weights)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        mixed = _BlockedMLP.apply(*tensors, axis)
+    else:
+        mixed = _mlp(*tensors, axis)[0]
+    if added is not None:
+        return mixed
+    return mixed.to(dtype) if residual is None else residual + mixed.to(dtype)
+
+
+class _Layout(NamedTuple):
+    """A volume seen as matrices that one product mixes along an axis.
+
+    Attributes:
+        axis: the axis.
+        columnwise: whether the matrices are the columns of the grid (then moved to the front).
+        shape: (groups, matrices, dim, columns), mixed from the left, or for the last axis (1, rows, dim),
+            mixed from the right. What lies together in memory is one group.
+    """
+
+    axis: int
+    columnwise: bool
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, x: Tensor, axis: int, hidden_dim: int) -> _Layout:
+        """The layout in which mixing x along `axis` is fastest."""
+        dim = x.shape[axis]
+        if axis == x.ndim - 1:
+            return cls(axis, False, (1, x.numel() // dim, dim))
+        columns = math.prod(x.shape[axis + 1 :])
+        columnwise = axis < x.ndim - 2 and columns * hidden_dim > MATRIX_ELEMENTS
+        if columnwise:
+            columns = x.shape[-1]
+        matrices = x.numel() // (dim * columns)
+        together = cls(axis, columnwise, (1, matrices, dim, columns))
+        if x.shape[0] == 1 or axis == 0 or (x.is_contiguous() and not columnwise):
+            return together
+        return cls(axis, columnwise, (x.shape[0], matrices // x.shape[0], dim, columns))
+
+    def view(self, x: Tensor) -> Tensor:
+        """X in this layout; data moves only where no view exists."""
+        return (x.movedim(self.axis, -2) if self.columnwise else x).reshape(self.shape)
+
+    def undo(self, matrices: Tensor, shape: Sequence[int]) -> Tensor:
+        """Undo `view`, again as a view: a columnwise result lies transposed in memory."""
+        if not self.columnwise:
+            return matrices.view(shape)
+        moved = [size for position, size in enumerate(shape) if position != self.axis]
+        moved.insert(-1, shape[self.axis])
+        return matrices.view(moved).movedim(-2, self.axis)
+
+
+def _blocks(matrices: Tensor, per_block: int) -> list[Tensor]:
+    """Cut a layout's view into blocks of `per_block` rows or matrices, group by group."""
+    if matrices.shape[0] == 1 and matrices.shape[1] <= per_block:
+        return [matrices[0]]
+    return [block for group in matrices.unbind(0) for block in group.split(per_block)]
+
+
+def _scratch(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return this thread's buffer of that name, uninitialised; no result may share its memory."""
+    buffers: dict[Any, Tensor] = _local.__dict__.setdefault("buffers", {})
+    numel = math.prod(shape)
+    if (name, dtype) not in buffers or buffers[name, dtype].numel() < numel:
+        # A buffer born in inference mode could not serve training.
+        with torch.inference_mode(False):
+            buffers[name, dtype] = torch.empty(numel, dtype=dtype)
+    return buffers[name, dtype][:numel].view(shape)
+
+
+def _hidden_buffer(layout: _Layout, hidden_dim: int, dtype: torch.dtype, elements: int) -> Tensor:
+    """The scratch buffer shaped as one block's hidden layer; its length is a block's length."""
+    _, count, _, *columns = layout.shape
+    of_one = [hidden_dim, *columns]
+    per_block = min(count, max(1, elements // math.prod(of_one)))
+    return _scratch("hidden", (per_block, *of_one), dtype)
+
+
+def _mix(x: Tensor, weight: Tensor, out: Tensor, adds: bool = False) -> Tensor:
+    """Write [out +] the weight applied to rows (rows, dim) or to each of (matrices, dim, columns)."""
+    if x.ndim == 2:
+        return torch.addmm(out, x, weight.t(), beta=int(adds), out=out)
+    return torch.baddbmm(out, weight.expand(len(x), -1, -1), x, beta=int(adds), out=out)
+
+
+def _weight_gradient(grad_out: Tensor, x: Tensor) -> Tensor:
+    """Return the gradient of `_mix` for its weight; the narrower factor goes first, which is faster."""
+    if grad_out.shape[1] > x.shape[1]:
+        return _weight_gradient(x, grad_out).t()
+    if x.ndim == 2:
+        return grad_out.t() @ x
+    each = _scratch("weight", (len(x), grad_out.shape[1], x.shape[1]), x.dtype)
+    torch.bmm(grad_out, x.transpose(1, 2), out=each)
+    return _sum_of_rows(each.flatten(1)).view(each.shape[1:])
+
+
+def _bias_gradient(grad_out: Tensor) -> Tensor:
+    """Return the gradient of `_mix` plus bias for the bias."""
+    if grad_out.ndim == 2:
+        return _sum_of_rows(grad_out)
+    return grad_out.sum(2).sum(0)
+
+
+def _sum_of_rows(matrix: Tensor) -> Tensor:
+    """matrix.sum(0), which a product with ones computes faster."""
+    return torch.mv(matrix.t(), matrix.new_ones(len(matrix)))
+
+
+def _mlp(
+    x: Tensor,
+    residual: Tensor | None,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    axis: int,
+    keeps: bool = False,
+) -> tuple[Tensor, _Layout, Tensor | None]:
+    """[residual +] the MLP of x, the layout it was computed in, and if it `keeps` it the hidden layer before GELU."""
+    layout = _Layout.of(x, axis, len(w1))
+    x_in = layout.view(x)
+    out = torch.empty(layout.shape, dtype=x.dtype)
+    if x_in.ndim == 4:
+        b1, b2 = b1[:, None], b2[:, None]
+    elements = TRAINING_BLOCK_ELEMENTS if keeps else BLOCK_ELEMENTS
+    buffer = _hidden_buffer(layout, len(w1), x.dtype, elements)
+    per_block = len(buffer)
+    groups, count, _, *columns = layout.shape
+    kept = x.new_empty((groups, count, len(w1), *columns)) if keeps else None
+    hidden_blocks = None if kept is None else _blocks(kept, per_block)
+    added_blocks = None if residual is None else _blocks(layout.view(residual), per_block)
+    blocks = zip(_blocks(x_in, per_block), _blocks(out, per_block), strict=True)
+    for position, (x_block, out_block) in enumerate(blocks):
+        activated = buffer[: len(x_block)]
+        hidden = activated if hidden_blocks is None else hidden_blocks[position]
+        _mix(x_block, w1, out=hidden).add_(b1)
+        torch.ops.aten.gelu.out(hidden, out=activated)
+        if added_blocks is None:
+            out_block.copy_(b2)
+        else:
+            torch.add(added_blocks[position], b2, out=out_block)
+        _mix(activated, w2, out=out_block, adds=True)
+    return layout.undo(out, x.shape), layout, kept
+
+
+class _BlockedMLP(torch.autograd.Function):
+    """`_mlp` with its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        w1: Tensor,
+        b1: Tensor,
+        w2: Tensor,
+        b2: Tensor,
+        axis: int,
+    ) -> Tensor:
+        mixed, ctx.layout, kept = _mlp(x, residual, w1, b1, w2, b2, axis, keeps=True)
+        assert kept is not None
+        ctx.save_for_backward(x, w1, w2, kept)
+        return mixed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, w1, w2, kept = ctx.saved_tensors
+        layout = ctx.layout
+        grad_in = torch.empty(layout.shape, dtype=x.dtype)
+        buffer = _hidden_buffer(layout, len(w1), x.dtype, TRAINING_BLOCK_ELEMENTS)
+        totals: list[Tensor] = []
+        cut = (_blocks(t, len(buffer)) for t in (layout.view(x), layout.view(grad), kept, grad_in))
+        for x_block, grad_block, hidden, grad_in_block in zip(*cut, strict=True):
+            room = buffer[: len(hidden)]
+            activated = torch.ops.aten.gelu.out(hidden, out=room)
+            of_w2 = _weight_gradient(grad_block, activated), _bias_gradient(grad_block)
+            _mix(grad_block, w2.t(), out=room)  # the gradient after GELU, then before it
+            torch.ops.aten.gelu_backward.grad_input(room, hidden, grad_input=room)
+            of_w1 = _weight_gradient(room, x_block), _bias_gradient(room)
+            _mix(room, w1.t(), out=grad_in_block)
+            _add(totals, (*of_w1, *of_w2))
+        return (
+            layout.undo(grad_in, x.shape),
+            grad if ctx.needs_input_grad[1] else None,
+            *(total.to(x.dtype) for total in totals),
+            None,
+        )
+
+
+def _add(totals: list[Tensor], parts: Sequence[Tensor]) -> None:
+    """Add a block's gradients to what the blocks before it gave, in which half precision would lose digits."""
+    if totals:
+        for total, part in zip(totals, parts, strict=True):
+            total += part
+    else:
+        totals += [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
+
+
+def blocked_projection(rows: Tensor, wide: Tensor, narrow: Tensor, eps: float) -> Tensor:
+    """Map rows to several cells each, and divide every cell by the root mean square of a wide layer of its own.
+
+    With `wide` centred over its outputs, and `narrow` a linear map of it, that is LayerNorm between two
+    linear maps, without the wide layer's normalised copy.
+
+    Shapes: rows (n, C), wide (cells, D, C), narrow (cells, out, C) -> (n, cells, out).
+    """
+    weights = torch.cat([wide.flatten(0, 1), narrow.flatten(0, 1)])
+    shape = (len(wide), wide.shape[1], eps)
+    if torch.is_grad_enabled() and (rows.requires_grad or weights.requires_grad):
+        return _BlockedProjection.apply(rows, weights, *shape)
+    return _project(rows, weights, *shape)[0]
+
+
+def _project(
+    rows: Tensor, weights: Tensor, cells: int, dim: int, eps: float, keeps: bool = False
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """The projection, and if it `keeps` them both maps of every row, and one over every cell's root mean square."""
+    per_block = max(1, BLOCK_ELEMENTS // len(weights))
+    kept = rows.new_empty((len(rows), len(weights))) if keeps else None
+    buffer = _scratch("hidden", (per_block, len(weights)), rows.dtype)
+    out = rows.new_empty((len(rows), cells, len(weights) // cells - dim))
+    scales = []
+    for start in range(0, len(rows), per_block):
+        part = slice(start, start + per_block)
+        block = rows[part]
+        mapped = buffer[: len(block)] if kept is None else kept[part]
+        torch.mm(block, weights.t(), out=mapped)
+        wide, narrow = _cells(mapped, cells, dim)
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = norm.square_().mul_(1 / dim).add_(eps).rsqrt_()
+        torch.mul(narrow, scale, out=out[part])
+        scales.append(scale)
+    return out, kept, scales
+
+
+def _cells(mapped: Tensor, cells: int, dim: int) -> tuple[Tensor, Tensor]:
+    """The wide (n, cells, dim) and the narrow (n, cells, out) part of mapped rows, as views."""
+    wide, narrow = mapped[:, : cells * dim], mapped[:, cells * dim :]
+    return wide.unflatten(1, (cells, dim)), narrow.unflatten(1, (cells, -1))
+
+
+class _BlockedProjection(torch.autograd.Function):
+    """`_project` with its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weights: Tensor, cells: int, dim: int, eps: float
+    ) -> Tensor:
+        out, kept, scales = _project(rows, weights, cells, dim, eps, keeps=True)
+        assert kept is not None
+        ctx.save_for_backward(rows, weights, kept, torch.cat(scales))
+        ctx.sizes = cells, dim
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weights, kept, scales = ctx.saved_tensors
+        cells, dim = ctx.sizes
+        per_block = max(1, BLOCK_ELEMENTS // len(weights))
+        buffer = _scratch("hidden", (per_block, len(weights)), rows.dtype)
+        grad_rows = torch.empty_like(rows)
+        totals: list[Tensor] = []
+        cut = (t.split(per_block) for t in (rows, grad, kept, scales, grad_rows))
+        for row_block, grad_block, mapped, scale, grad_row_block in zip(*cut, strict=True):
+            room = buffer[: len(mapped)]
+            (wide, narrow), (grad_wide, grad_narrow) = (
+                _cells(t, cells, dim) for t in (mapped, room)
+            )
+            torch.mul(grad_block, scale, out=grad_narrow)
+            # out = narrow * scale with scale = (|wide|^2 / dim + eps)^(-1/2)
+            of_scale = (grad_block * narrow).sum(-1, keepdim=True)
+            torch.mul(wide, of_scale.mul_(scale**3).mul_(-1 / dim), out=grad_wide)
+            _add(totals, [_weight_gradient(room, row_block)])
+            torch.mm(room, weights, out=grad_row_block)
+        return grad_rows, totals[0].to(rows.dtype), None, None, None
