@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 # Elements of the hidden buffer: 4 MB in float32. Smaller blocks are more operations, each of which
 # starts and joins all threads; larger ones fall out of the last-level cache.
@@ -109,21 +110,50 @@ def has_units_for(dtype: torch.dtype) -> bool:
     return any(probe() for probe in probes if probe is not None)
 
 
-def blocked_mlp(x: Tensor, weights: list[Tensor], axis: int, residual: Tensor | None) -> Tensor:
+class MLPWeights(NamedTuple):
+    """Of linear -> GELU -> linear: w1 (hidden, dim), b1 (hidden,), w2 (dim, hidden), b2 (dim,)."""
+
+    w1: Tensor
+    b1: Tensor | None
+    w2: Tensor
+    b2: Tensor
+
+    def to(self, dtype: torch.dtype) -> MLPWeights:
+        """All of them in another dtype."""
+        return MLPWeights(*(None if t is None else t.to(dtype) for t in self))  # type: ignore[arg-type]
+
+
+def blocked_mlp(x: Tensor, weights: MLPWeights, axis: int, residual: Tensor | None) -> Tensor:
     """Compute [residual +] W2 gelu(W1 x + b1) + b2 along a non-negative axis, block by block."""
     dtype, compute_dtype = result_dtype(x), arithmetic_dtype(x)
-    if any(tensor.dtype != compute_dtype for tensor in (x, *weights)):
-        x, *weights = (tensor.to(compute_dtype) for tensor in (x, *weights))
+    x, weights = x.to(compute_dtype), weights.to(compute_dtype)
     added = residual if residual is not None and residual.dtype == compute_dtype else None
     trained = any(t is not None and t.requires_grad for t in (x, added, *weights))
     if trained and torch.is_grad_enabled():
         mixed = _BlockedMLP.apply(x, added, *weights, axis)
     else:
-        w1, b1, w2, b2 = weights
-        mixed = _mlp(x, added, w1, b1, w2, b2, axis)[0]
+        mixed = _mlp(x, added, weights, axis)[0]
     if added is not None:
         return mixed
     return mixed.to(dtype) if residual is None else residual + mixed.to(dtype)
+
+
+def blocked_norm_mlp(x: Tensor, norm: nn.LayerNorm, weights: MLPWeights) -> Tensor:
+    """Compute x + W2 gelu(W1 LayerNorm(x) + b1) + b2 along the last axis, block by block, in at least float32.
+
+    The wide layer's bias costs nothing here. What LayerNorm returns before gain g and shift s, n, sums to 0; so with
+    LayerNorm's own shift set to 1, W1 (g n + s) + b1 = W (n + 1) where W = W1 g + (W1 (s - g) + b1) / C.
+    """
+    dtype = torch.promote_types(arithmetic_dtype(x), torch.float32)
+    stream, (w1, b1, w2, b2) = x.to(dtype), weights.to(dtype)
+    assert b1 is not None
+    normed = F.layer_norm(
+        stream, norm.normalized_shape, None, stream.new_ones(x.shape[-1]), norm.eps
+    )
+    constant = torch.addmv(b1, w1, norm.bias.to(dtype) - norm.weight.to(dtype)) / x.shape[-1]
+    folded = MLPWeights(torch.addcmul(constant[:, None], w1, norm.weight.to(dtype)), None, w2, b2)
+    with torch.autocast("cpu", enabled=False):
+        return blocked_mlp(normed, folded, x.ndim - 1, stream).to(x.dtype)
 
 
 class _Layout(NamedTuple):
@@ -239,19 +269,17 @@ def _sum_of_rows(matrix: Tensor) -> Tensor:
 def _mlp(
     x: Tensor,
     residual: Tensor | None,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
+    weights: MLPWeights,
     axis: int,
     keeps: bool = False,
 ) -> tuple[Tensor, _Layout, Tensor | None]:
     """[residual +] the MLP of x, the layout it was computed in, and if it `keeps` it the hidden layer before GELU."""
+    w1, b1, w2, b2 = weights
     layout = _Layout.of(x, axis, len(w1))
     x_in = layout.view(x)
     out = torch.empty(layout.shape, dtype=x.dtype)
     if x_in.ndim == 4:
-        b1, b2 = b1[:, None], b2[:, None]
+        b1, b2 = None if b1 is None else b1[:, None], b2[:, None]
     elements = TRAINING_BLOCK_ELEMENTS if keeps else BLOCK_ELEMENTS
     buffer = _hidden_buffer(layout, len(w1), x.dtype, elements)
     per_block = len(buffer)
@@ -263,7 +291,9 @@ def _mlp(
     for position, (x_block, out_block) in enumerate(blocks):
         activated = buffer[: len(x_block)]
         hidden = activated if hidden_blocks is None else hidden_blocks[position]
-        _mix(x_block, w1, out=hidden).add_(b1)
+        _mix(x_block, w1, out=hidden)
+        if b1 is not None:
+            hidden += b1
         torch.ops.aten.gelu.out(hidden, out=activated)
         if added_blocks is None:
             out_block.copy_(b2)
@@ -282,12 +312,13 @@ class _BlockedMLP(torch.autograd.Function):
         x: Tensor,
         residual: Tensor | None,
         w1: Tensor,
-        b1: Tensor,
+        b1: Tensor | None,
         w2: Tensor,
         b2: Tensor,
         axis: int,
     ) -> Tensor:
-        mixed, ctx.layout, kept = _mlp(x, residual, w1, b1, w2, b2, axis, keeps=True)
+        weights = MLPWeights(w1, b1, w2, b2)
+        mixed, ctx.layout, kept = _mlp(x, residual, weights, axis, keeps=True)
         assert kept is not None
         ctx.save_for_backward(x, w1, w2, kept)
         return mixed
@@ -304,16 +335,22 @@ class _BlockedMLP(torch.autograd.Function):
         for x_block, grad_block, hidden, grad_in_block in zip(*cut, strict=True):
             room = buffer[: len(hidden)]
             activated = torch.ops.aten.gelu.out(hidden, out=room)
-            of_w2 = _weight_gradient(grad_block, activated), _bias_gradient(grad_block)
+            of_w2 = [_weight_gradient(grad_block, activated), _bias_gradient(grad_block)]
             _mix(grad_block, w2.t(), out=room)  # the gradient after GELU, then before it
             torch.ops.aten.gelu_backward.grad_input(room, hidden, grad_input=room)
-            of_w1 = _weight_gradient(room, x_block), _bias_gradient(room)
+            of_w1 = [_weight_gradient(room, x_block)]
+            if ctx.needs_input_grad[3]:
+                of_w1.append(_bias_gradient(room))
             _mix(room, w1.t(), out=grad_in_block)
-            _add(totals, (*of_w1, *of_w2))
+            _add(totals, [*of_w2, *of_w1])
+        grad_w2, grad_b2, grad_w1, *grad_b1 = (total.to(x.dtype) for total in totals)
         return (
             layout.undo(grad_in, x.shape),
             grad if ctx.needs_input_grad[1] else None,
-            *(total.to(x.dtype) for total in totals),
+            grad_w1,
+            grad_b1[0] if grad_b1 else None,
+            grad_w2,
+            grad_b2,
             None,
         )
 

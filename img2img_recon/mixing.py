@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from img2img_recon.blocked import blocked_mlp, pays_off, runs_blocked
+from img2img_recon.blocked import (
+    MLPWeights,
+    arithmetic_dtype,
+    blocked_mlp,
+    blocked_norm_mlp,
+    pays_off,
+    runs_blocked,
+)
 
 TokenMixing = Literal["mlp", "linear"]
 
@@ -75,13 +82,25 @@ class AxisMLP(nn.Module):
         self.fc1 = AxisLinear(dim, hidden_dim, axis)
         self.fc2 = AxisLinear(hidden_dim, dim, axis)
 
+    @property
+    def weights(self) -> MLPWeights:
+        """Weights and biases of both linear maps."""
+        return MLPWeights(self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return MLP(x), or residual + MLP(x) where `residual`, of x's shape, is given."""
         if runs_blocked(x, self.fc1.weight) and pays_off(x, self.fc1.weight):
-            weights = [self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias]
-            return blocked_mlp(x, weights, self.axis % x.ndim, residual)
+            return blocked_mlp(x, self.weights, self.axis % x.ndim, residual)
         mixed = self.fc2(F.gelu(self.fc1(x)))
         return mixed if residual is None else residual + mixed
+
+
+def add_channel_mlp(x: Tensor, norm: nn.LayerNorm, mlp: AxisMLP) -> Tensor:
+    """Return x + mlp(norm(x)), both over the last axis: the channel half of a mixer or transformer layer."""
+    weight = mlp.fc1.weight
+    if runs_blocked(x, weight) and pays_off(x, weight) and arithmetic_dtype(x).itemsize >= 4:
+        return blocked_norm_mlp(x, norm, mlp.weights)
+    return mlp(norm(x), residual=x)
 
 
 class MixerLayer(nn.Module):
@@ -128,4 +147,4 @@ class MixerLayer(nn.Module):
             x = self.width_mixing(mixed, residual=x)
         else:
             x = x + self.width_mixing(mixed)
-        return self.channel_mixing(self.channel_norm(x), residual=x)
+        return add_channel_mlp(x, self.channel_norm, self.channel_mixing)

@@ -103,12 +103,11 @@ def test_blocked_gradient_is_right(axis: int, with_residual: bool) -> None:
     x = torch.randn(2, 4, 3, 5, dtype=torch.float64, requires_grad=True)
     residual = torch.randn_like(x, requires_grad=True) if with_residual else None
     mlp = AxisMLP(x.shape[axis], 9, axis).double()
-    weights = [mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias]
 
     def run(x: Tensor, residual: Tensor | None, *weights: Tensor) -> Tensor:
-        return blocked.blocked_mlp(x, list(weights), axis, residual)
+        return blocked.blocked_mlp(x, blocked.MLPWeights(*weights), axis, residual)
 
-    assert torch.autograd.gradcheck(run, (x, residual, *weights))
+    assert torch.autograd.gradcheck(run, (x, residual, *mlp.weights))
 
 
 @pytest.mark.usefixtures("small_blocks")
