@@ -2,10 +2,11 @@
 
 In the plain formulation the hidden layer of an MLP (f times the volume: 8 MB for 64 x 64 x 128 with
 f = 4) travels to memory and back around GELU. Here an MLP runs over one block of its batch axes at a time,
-through a hidden buffer that stays in cache and is kept between calls (a fresh one would cost a page
-fault for every 4 KB). Adding the wide layer's bias in place, in cache, beats `addmm`, which first copies the
-bias over its whole output. Training keeps the hidden layer before GELU and nothing else of that size: computing GELU
-again costs less than storing its result. The output projection likewise keeps its wide layer in a block.
+through a hidden buffer that stays in cache and is kept between calls. Adding the wide layer's bias in
+place, in cache, beats `addmm`, which first copies the bias over its whole output; where LayerNorm comes
+first the bias goes into the weights instead. Training keeps the hidden layer before GELU and nothing
+else of that size: computing GELU again costs less than storing its result. The output projection
+likewise keeps its wide layer in a block, and normalises what comes of it instead of the layer itself.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch.nn import functional as F
 # Elements of the hidden buffer: 4 MB in float32. Smaller blocks are more operations, each of which
 # starts and joins all threads; larger ones fall out of the last-level cache.
 BLOCK_ELEMENTS = 1 << 20
+# Training, which reads the kept hidden layer from memory anyway, does more operations on each block.
 TRAINING_BLOCK_ELEMENTS = 1 << 21
 # Hidden elements of one matrix above which mixing along height goes column by column of the grid: products
 # of small matrices that stay in a core's own cache are then faster than one wide product.
@@ -187,7 +189,7 @@ class _Layout(NamedTuple):
         return cls(axis, columnwise, (x.shape[0], matrices // x.shape[0], dim, columns))
 
     def view(self, x: Tensor) -> Tensor:
-        """X in this layout; data moves only where no view exists."""
+        """Return x in this layout; data moves only where no view exists."""
         return (x.movedim(self.axis, -2) if self.columnwise else x).reshape(self.shape)
 
     def undo(self, matrices: Tensor, shape: Sequence[int]) -> Tensor:
@@ -273,7 +275,7 @@ def _mlp(
     axis: int,
     keeps: bool = False,
 ) -> tuple[Tensor, _Layout, Tensor | None]:
-    """[residual +] the MLP of x, the layout it was computed in, and if it `keeps` it the hidden layer before GELU."""
+    """Return [residual +] MLP(x), its layout, and the hidden layer before GELU if it `keeps` that."""
     w1, b1, w2, b2 = weights
     layout = _Layout.of(x, axis, len(w1))
     x_in = layout.view(x)
@@ -365,7 +367,7 @@ def _add(totals: list[Tensor], parts: Sequence[Tensor]) -> None:
 
 
 def blocked_projection(rows: Tensor, wide: Tensor, narrow: Tensor, eps: float) -> Tensor:
-    """Map rows to several cells each, and divide every cell by the root mean square of a wide layer of its own.
+    """Map rows to several cells each, divided by the root mean square of a wide layer of the cell's own.
 
     With `wide` centred over its outputs, and `narrow` a linear map of it, that is LayerNorm between two
     linear maps, without the wide layer's normalised copy.
@@ -382,7 +384,7 @@ def blocked_projection(rows: Tensor, wide: Tensor, narrow: Tensor, eps: float) -
 def _project(
     rows: Tensor, weights: Tensor, cells: int, dim: int, eps: float, keeps: bool = False
 ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-    """The projection, and if it `keeps` them both maps of every row, and one over every cell's root mean square."""
+    """Return the projection, both maps of every row if it `keeps` them, and 1 / every cell's root mean square."""
     per_block = max(1, BLOCK_ELEMENTS // len(weights))
     kept = rows.new_empty((len(rows), len(weights))) if keeps else None
     buffer = _scratch("hidden", (per_block, len(weights)), rows.dtype)

@@ -1,9 +1,8 @@
 """Mixing along one axis of a channels-last volume, and the mixer layer made of it.
 
 Mixing along height is `W @ x` on (H, W * C), and mixing along width is `W @ x` on (W, C) for every
-row, so a channels-last volume is never transposed. On a CPU every MLP also runs over blocks small
-enough for their hidden layer to stay in cache (`blocked_mlp`, the one fast path); everything else,
-CUDA and `torch.compile` among it, runs the plain formulation.
+row, so a channels-last volume is never transposed. On a CPU an MLP too large for the cache runs over
+blocks (blocked.py); everything else, CUDA and `torch.compile` among it, runs the plain formulation.
 """
 
 from __future__ import annotations
