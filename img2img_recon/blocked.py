@@ -3,10 +3,10 @@
 In the plain formulation the hidden layer of an MLP (f times the volume: 8 MB for 64 x 64 x 128 with
 f = 4) travels to memory and back around GELU. Here an MLP runs over one block of its batch axes at a time,
 through a hidden buffer that stays in cache and is kept between calls. Adding the wide layer's bias in
-place, in cache, beats `addmm`, which first copies the bias over its whole output; where LayerNorm comes
-first the bias goes into the weights instead. Training keeps the hidden layer before GELU and nothing
-else of that size: computing GELU again costs less than storing its result. The output projection
-likewise keeps its wide layer in a block, and normalises what comes of it instead of the layer itself.
+place, in cache, beats `addmm`, which first copies the bias over its whole output. Training keeps the
+hidden layer before GELU and nothing else of that size: computing GELU again costs less than storing its
+result. The output projection likewise keeps its wide layer in a block, and normalises what comes of it
+instead of the layer itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 # Elements of the hidden buffer: 4 MB in float32. Smaller blocks are more operations, each of which
 # starts and joins all threads; larger ones fall out of the last-level cache.
@@ -116,13 +115,13 @@ class MLPWeights(NamedTuple):
     """Of linear -> GELU -> linear: w1 (hidden, dim), b1 (hidden,), w2 (dim, hidden), b2 (dim,)."""
 
     w1: Tensor
-    b1: Tensor | None
+    b1: Tensor
     w2: Tensor
     b2: Tensor
 
     def to(self, dtype: torch.dtype) -> MLPWeights:
         """All of them in another dtype."""
-        return MLPWeights(*(None if t is None else t.to(dtype) for t in self))  # type: ignore[arg-type]
+        return MLPWeights(*(t.to(dtype) for t in self))
 
 
 def blocked_mlp(x: Tensor, weights: MLPWeights, axis: int, residual: Tensor | None) -> Tensor:
@@ -138,24 +137,6 @@ def blocked_mlp(x: Tensor, weights: MLPWeights, axis: int, residual: Tensor | No
     if added is not None:
         return mixed
     return mixed.to(dtype) if residual is None else residual + mixed.to(dtype)
-
-
-def blocked_norm_mlp(x: Tensor, norm: nn.LayerNorm, weights: MLPWeights) -> Tensor:
-    """Compute x + W2 gelu(W1 LayerNorm(x) + b1) + b2 along the last axis, block by block, in at least float32.
-
-    The wide layer's bias costs nothing here. What LayerNorm returns before gain g and shift s, n, sums to 0; so with
-    LayerNorm's own shift set to 1, W1 (g n + s) + b1 = W (n + 1) where W = W1 g + (W1 (s - g) + b1) / C.
-    """
-    dtype = torch.promote_types(arithmetic_dtype(x), torch.float32)
-    stream, (w1, b1, w2, b2) = x.to(dtype), weights.to(dtype)
-    assert b1 is not None
-    normed = F.layer_norm(
-        stream, norm.normalized_shape, None, stream.new_ones(x.shape[-1]), norm.eps
-    )
-    constant = torch.addmv(b1, w1, norm.bias.to(dtype) - norm.weight.to(dtype)) / x.shape[-1]
-    folded = MLPWeights(torch.addcmul(constant[:, None], w1, norm.weight.to(dtype)), None, w2, b2)
-    with torch.autocast("cpu", enabled=False):
-        return blocked_mlp(normed, folded, x.ndim - 1, stream).to(x.dtype)
 
 
 class _Layout(NamedTuple):
@@ -245,22 +226,55 @@ def _mix(x: Tensor, weight: Tensor, out: Tensor, adds: bool = False) -> Tensor:
     return torch.baddbmm(out, weight.expand(len(x), -1, -1), x, beta=int(adds), out=out)
 
 
-def _weight_gradient(grad_out: Tensor, x: Tensor) -> Tensor:
-    """Return the gradient of `_mix` for its weight; the narrower factor goes first, which is faster."""
-    if grad_out.shape[1] > x.shape[1]:
-        return _weight_gradient(x, grad_out).t()
-    if x.ndim == 2:
-        return grad_out.t() @ x
-    each = _scratch("weight", (len(x), grad_out.shape[1], x.shape[1]), x.dtype)
-    torch.bmm(grad_out, x.transpose(1, 2), out=each)
-    return _sum_of_rows(each.flatten(1)).view(each.shape[1:])
+class _WeightGradient:
+    """The gradient of `_mix` for its weight, summed over blocks.
+
+    Matrices are summed only at the end: until then each place of a block has its own sum. In half
+    precision such sums would lose digits, so every block is summed in float32.
+
+    Args:
+        name: of the scratch buffer.
+        weight: the weight.
+        buffer: one block's hidden layer.
+    """
+
+    def __init__(self, name: str, weight: Tensor, buffer: Tensor) -> None:
+        self.turned = weight.shape[0] > weight.shape[1]  # the narrower factor goes first: faster
+        shape = weight.shape[::-1] if self.turned else weight.shape
+        self.is_half = weight.dtype.itemsize < 4
+        if buffer.ndim == 2 or self.is_half:
+            self.sum = weight.new_zeros(
+                shape, dtype=torch.promote_types(weight.dtype, torch.float32)
+            )
+            self.beta = 1
+        else:
+            self.sum = _scratch(name, (len(buffer), *shape), weight.dtype)
+            self.beta = 0
+
+    def add(self, grad_out: Tensor, x: Tensor) -> None:
+        """Add what a block gives."""
+        first, second = (x, grad_out) if self.turned else (grad_out, x)
+        if self.is_half:
+            product = first.t() @ second if x.ndim == 2 else torch.bmm(first, second.mT).sum(0)
+            self.sum += product
+        elif x.ndim == 2:
+            self.sum.addmm_(first.t(), second)
+        else:
+            total = self.sum[: len(x)]
+            torch.baddbmm(total, first, second.mT, beta=self.beta, out=total)
+            self.beta = 1
+
+    def total(self, dtype: torch.dtype) -> Tensor:
+        """The gradient."""
+        total = self.sum
+        if total.ndim == 3:
+            total = _sum_of_rows(total.flatten(1)).view(total.shape[1:])
+        return (total.t() if self.turned else total).to(dtype)
 
 
 def _bias_gradient(grad_out: Tensor) -> Tensor:
     """Return the gradient of `_mix` plus bias for the bias."""
-    if grad_out.ndim == 2:
-        return _sum_of_rows(grad_out)
-    return grad_out.sum(2).sum(0)
+    return _sum_of_rows(grad_out) if grad_out.ndim == 2 else grad_out.sum(2).sum(0)
 
 
 def _sum_of_rows(matrix: Tensor) -> Tensor:
@@ -281,7 +295,7 @@ def _mlp(
     x_in = layout.view(x)
     out = torch.empty(layout.shape, dtype=x.dtype)
     if x_in.ndim == 4:
-        b1, b2 = None if b1 is None else b1[:, None], b2[:, None]
+        b1, b2 = b1[:, None], b2[:, None]
     elements = TRAINING_BLOCK_ELEMENTS if keeps else BLOCK_ELEMENTS
     buffer = _hidden_buffer(layout, len(w1), x.dtype, elements)
     per_block = len(buffer)
@@ -293,9 +307,7 @@ def _mlp(
     for position, (x_block, out_block) in enumerate(blocks):
         activated = buffer[: len(x_block)]
         hidden = activated if hidden_blocks is None else hidden_blocks[position]
-        _mix(x_block, w1, out=hidden)
-        if b1 is not None:
-            hidden += b1
+        _mix(x_block, w1, out=hidden).add_(b1)
         torch.ops.aten.gelu.out(hidden, out=activated)
         if added_blocks is None:
             out_block.copy_(b2)
@@ -314,7 +326,7 @@ class _BlockedMLP(torch.autograd.Function):
         x: Tensor,
         residual: Tensor | None,
         w1: Tensor,
-        b1: Tensor | None,
+        b1: Tensor,
         w2: Tensor,
         b2: Tensor,
         axis: int,
@@ -332,38 +344,29 @@ class _BlockedMLP(torch.autograd.Function):
         layout = ctx.layout
         grad_in = torch.empty(layout.shape, dtype=x.dtype)
         buffer = _hidden_buffer(layout, len(w1), x.dtype, TRAINING_BLOCK_ELEMENTS)
-        totals: list[Tensor] = []
-        cut = (_blocks(t, len(buffer)) for t in (layout.view(x), layout.view(grad), kept, grad_in))
+        grad_w1 = _WeightGradient("w1", w1, buffer)
+        grad_w2 = _WeightGradient("w2", w2, buffer)
+        grad_b1: list[Tensor] = []
+        grad_out = layout.view(grad)
+        cut = (_blocks(t, len(buffer)) for t in (layout.view(x), grad_out, kept, grad_in))
         for x_block, grad_block, hidden, grad_in_block in zip(*cut, strict=True):
             room = buffer[: len(hidden)]
             activated = torch.ops.aten.gelu.out(hidden, out=room)
-            of_w2 = [_weight_gradient(grad_block, activated), _bias_gradient(grad_block)]
+            grad_w2.add(grad_block, activated)
             _mix(grad_block, w2.t(), out=room)  # the gradient after GELU, then before it
             torch.ops.aten.gelu_backward.grad_input(room, hidden, grad_input=room)
-            of_w1 = [_weight_gradient(room, x_block)]
-            if ctx.needs_input_grad[3]:
-                of_w1.append(_bias_gradient(room))
+            grad_w1.add(room, x_block)
+            grad_b1.append(_bias_gradient(room))
             _mix(room, w1.t(), out=grad_in_block)
-            _add(totals, [*of_w2, *of_w1])
-        grad_w2, grad_b2, grad_w1, *grad_b1 = (total.to(x.dtype) for total in totals)
         return (
             layout.undo(grad_in, x.shape),
             grad if ctx.needs_input_grad[1] else None,
-            grad_w1,
-            grad_b1[0] if grad_b1 else None,
-            grad_w2,
-            grad_b2,
+            grad_w1.total(w1.dtype),
+            torch.stack(grad_b1).sum(0),
+            grad_w2.total(w2.dtype),
+            _bias_gradient(grad_out.flatten(0, 1)),
             None,
         )
-
-
-def _add(totals: list[Tensor], parts: Sequence[Tensor]) -> None:
-    """Add a block's gradients to what the blocks before it gave, in which half precision would lose digits."""
-    if totals:
-        for total, part in zip(totals, parts, strict=True):
-            total += part
-    else:
-        totals += [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
 
 
 def blocked_projection(rows: Tensor, wide: Tensor, narrow: Tensor, eps: float) -> Tensor:
@@ -430,7 +433,7 @@ class _BlockedProjection(torch.autograd.Function):
         per_block = max(1, BLOCK_ELEMENTS // len(weights))
         buffer = _scratch("hidden", (per_block, len(weights)), rows.dtype)
         grad_rows = torch.empty_like(rows)
-        totals: list[Tensor] = []
+        grad_weights = _WeightGradient("projection", weights, buffer)
         cut = (t.split(per_block) for t in (rows, grad, kept, scales, grad_rows))
         for row_block, grad_block, mapped, scale, grad_row_block in zip(*cut, strict=True):
             room = buffer[: len(mapped)]
@@ -441,6 +444,6 @@ class _BlockedProjection(torch.autograd.Function):
             # out = narrow * scale with scale = (|wide|^2 / dim + eps)^(-1/2)
             of_scale = (grad_block * narrow).sum(-1, keepdim=True)
             torch.mul(wide, of_scale.mul_(scale**3).mul_(-1 / dim), out=grad_wide)
-            _add(totals, [_weight_gradient(room, row_block)])
+            grad_weights.add(room, row_block)
             torch.mm(room, weights, out=grad_row_block)
-        return grad_rows, totals[0].to(rows.dtype), None, None, None
+        return grad_rows, grad_weights.total(weights.dtype), None, None, None

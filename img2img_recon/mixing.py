@@ -13,14 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from img2img_recon.blocked import (
-    MLPWeights,
-    arithmetic_dtype,
-    blocked_mlp,
-    blocked_norm_mlp,
-    pays_off,
-    runs_blocked,
-)
+from img2img_recon.blocked import MLPWeights, blocked_mlp, pays_off, runs_blocked
 
 TokenMixing = Literal["mlp", "linear"]
 
@@ -94,14 +87,6 @@ class AxisMLP(nn.Module):
         return mixed if residual is None else residual + mixed
 
 
-def add_channel_mlp(x: Tensor, norm: nn.LayerNorm, mlp: AxisMLP) -> Tensor:
-    """Return x + mlp(norm(x)), both over the last axis: the channel half of a mixer or transformer layer."""
-    weight = mlp.fc1.weight
-    if runs_blocked(x, weight) and pays_off(x, weight) and arithmetic_dtype(x).itemsize >= 4:
-        return blocked_norm_mlp(x, norm, mlp.weights)
-    return mlp(norm(x), residual=x)
-
-
 class MixerLayer(nn.Module):
     """One layer of the image-to-image mixer: mix along height, along width, then along channels.
 
@@ -146,4 +131,4 @@ class MixerLayer(nn.Module):
             x = self.width_mixing(mixed, residual=x)
         else:
             x = x + self.width_mixing(mixed)
-        return add_channel_mlp(x, self.channel_norm, self.channel_mixing)
+        return self.channel_mixing(self.channel_norm(x), residual=x)

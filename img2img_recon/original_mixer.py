@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from img2img_recon.mixer import check_image, image_size
-from img2img_recon.mixing import AxisMLP, add_channel_mlp
+from img2img_recon.mixing import AxisMLP
 from img2img_recon.patches import PatchEmbed
 
 
@@ -34,7 +34,7 @@ class OriginalMixerLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, T, C) to (B, T, C)."""
         x = x + self.token_mixing(self.token_norm(x))
-        return add_channel_mlp(x, self.channel_norm, self.channel_mixing)
+        return x + self.channel_mixing(self.channel_norm(x))
 
 
 class OriginalMixer(nn.Module):

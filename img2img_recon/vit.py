@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from img2img_recon.errors import InputError
 from img2img_recon.mixer import image_size
-from img2img_recon.mixing import AxisMLP, add_channel_mlp
+from img2img_recon.mixing import AxisMLP
 from img2img_recon.patches import PatchEmbed
 
 
@@ -60,7 +60,7 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, T, C) to (B, T, C)."""
         x = x + self.attention(self.attention_norm(x))
-        return add_channel_mlp(x, self.mlp_norm, self.mlp)
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class VisionTransformer(nn.Module):

@@ -218,6 +218,53 @@ def test_second_derivatives_need_the_plain_formulation() -> None:
         assert torch.autograd.gradgradcheck(lambda x: mlp(x), (x,))
 
 
+def test_small_volumes_run_plain_and_half_precision_without_units_never(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight = torch.zeros(32, 16)
+    small, large = torch.zeros(2, 16, 16, 16), torch.zeros(40, 16, 32, 16)
+    assert not blocked.pays_off(small, weight)
+    assert blocked.pays_off(large, weight)
+    monkeypatch.setattr(blocked, "has_units_for", lambda dtype: dtype != torch.bfloat16)
+    assert blocked.pays_off(small.bfloat16(), weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert blocked.pays_off(small, weight)
+        assert not blocked.pays_off(small.double(), weight)
+
+
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_small_images_of_a_batch_are_cut_together(axis: int) -> None:
+    """Image by image, a batch of small crops took twice as long as the plain formulation."""
+    layout = blocked._Layout.of(torch.zeros(8, 16, 16, 64), axis, 32)
+    assert layout.shape[0] == 1
+
+
+def random_norm(dim: int) -> nn.LayerNorm:
+    """LayerNorm whose gain and shift are not the initial ones."""
+    norm = nn.LayerNorm(dim)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("scale", [1, 2])
+def test_projection_is_expansion_then_a_linear_map(scale: int) -> None:
+    torch.manual_seed(0)
+    expand = PatchExpand(5, scale, 4)
+    expand.norm = random_norm(4)
+    expand.double()
+    x = torch.randn(2, 4, 3, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    wanted = [x, weight, *expand.parameters()]
+    got, expected = expand.project(x, weight), F.linear(expand(x), weight)
+    torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
+    weighting = torch.randn_like(got)
+    gradients = torch.autograd.grad((got * weighting).sum(), wanted)
+    expected_gradients = torch.autograd.grad((expected * weighting).sum(), wanted)
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-10, atol=1e-11)
+
+
 def test_mixer_layer_order_is_height_width_then_channels() -> None:
     torch.manual_seed(0)
     layer = MixerLayer((4, 3), 5, 2).double()
