@@ -194,7 +194,7 @@ def _scratch(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     buffers: dict[Any, Tensor] = _local.__dict__.setdefault("buffers", {})
     numel = math.prod(shape)
     if (name, dtype) not in buffers or buffers[name, dtype].numel() < numel:
-        _keep_freed_memory()
+        keep_freed_memory()
         # A buffer born in inference mode could not serve training.
         with torch.inference_mode(False):
             buffers[name, dtype] = torch.empty(numel, dtype=dtype)
@@ -202,7 +202,7 @@ def _scratch(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 @functools.cache
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc keep tens of MB of freed memory, so that a new volume costs no page fault for every 4 KB.
 
     How much it keeps follows the largest block, up to 32 MB, that was mapped and freed: mallopt(3),
