@@ -8,10 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from cluster import queues
+from cluster import local_queue, slurm_queue
 from cluster.folder import RunRecord, SweepFolder
-from cluster.grid import Resources, Run, Sweep, by_shape
+from cluster.grid import Run, Sweep, by_shape
 from cluster.jobs import TrainingJob
+from cluster.queues import Cluster, JobState
+from cluster.resources import Resources
 from img2img_recon.errors import InputError
 
 State = Literal["missing", "pending", "running", "done", "failed"]
@@ -57,7 +59,7 @@ def run_states(
     in_slurm = [
         latest[i]["jobs"][i] for i in open_runs if i in latest and latest[i]["cluster"] == "slurm"
     ]
-    slurm = queues.slurm_states(in_slurm) if ask_slurm else {}
+    slurm = slurm_queue.slurm_states(in_slurm) if ask_slurm else {}
     states: dict[str, RunState] = {run_id: RunState("done") for run_id in finished}
     busy: dict[Path, bool] = {}
     for run_id in open_runs:
@@ -66,14 +68,16 @@ def run_states(
             submission = latest[run_id]
             if submission["cluster"] == "slurm":
                 job_id = submission["jobs"][run_id]
-                job = slurm.get(job_id, queues.JobState("pending", "SLURM not asked"))
+                job = slurm.get(job_id, JobState("pending", "SLURM not asked"))
                 job = job._replace(detail=f"{job.detail} (job {job_id})")
             else:
                 there = submission["file"]
                 if there not in busy:
-                    taken = (i for i, how in submission["jobs"].items() if how not in queues.IDLE)
+                    taken = (
+                        i for i, how in submission["jobs"].items() if how not in local_queue.IDLE
+                    )
                     busy[there] = any(folder.run(i).is_locked() for i in taken)
-                job = queues.local_state(submission, run_id, busy[there])
+                job = local_queue.local_state(submission, run_id, busy[there])
         record = folder.record(run_id) if run_id in recorded else None
         states[run_id] = _state(folder, run_id, job, record, job_id)
     return {run_id: states[run_id] for run_id in run_ids}
@@ -82,7 +86,7 @@ def run_states(
 def _state(
     folder: SweepFolder,
     run_id: str,
-    job: queues.JobState | None,
+    job: JobState | None,
     record: RunRecord | None,
     job_id: str | None,
 ) -> RunState:
@@ -166,7 +170,7 @@ def check_folders(folder: SweepFolder, sweep: Sweep) -> None:
 def submit(
     sweep: Sweep,
     folder: SweepFolder,
-    cluster: queues.Cluster,
+    cluster: Cluster,
     *,
     content: Mapping[str, Any] | None = None,
     again: Literal["new", "lost", "failed"] = "new",
@@ -196,10 +200,10 @@ def submit(
     """
     check_data(sweep)
     if cluster == "slurm":
-        queues.check_slurm()
+        slurm_queue.check_slurm()
     else:
         for group in by_shape(sweep.runs):
-            queues.check_local(cluster, group[0].resources, parallel)
+            local_queue.check_local(cluster, group[0].resources, parallel)
     folder.check_owner(sweep.name, sweep.task)
     with folder.lock():
         check_folders(folder, sweep)
@@ -217,23 +221,23 @@ def submit(
             for group in by_shape(due):
                 jobs = {run.id: make_job(run, folder, stand_in) for run in group}
                 try:
-                    queues.submit_to_slurm(folder, sweep.name, group[0].resources, jobs)
+                    slurm_queue.submit_to_slurm(folder, sweep.name, group[0].resources, jobs)
                 except InputError as error:
                     if not handed:
                         raise
                     raise InputError(f"{error} ({handed} other runs were submitted)") from None
                 handed += len(group)
             return due
-        claim = queues.claim_locally(folder, [run.id for run in due], cluster)
+        claim = local_queue.claim_locally(folder, [run.id for run in due], cluster)
     prepared: dict[str, tuple[TrainingJob, Resources]] = {
         run.id: (make_job(run, folder, stand_in), run.resources) for run in due
     }
     if cluster == "local":
-        queues.run_locally(folder, claim, prepared, parallel, told)
+        local_queue.run_locally(folder, claim, prepared, parallel, told)
     else:
         for job, _ in prepared.values():
             job.requeues = False
-        queues.run_here(folder, claim, {i: job for i, (job, _) in prepared.items()}, told)
+        local_queue.run_here(folder, claim, {i: job for i, (job, _) in prepared.items()}, told)
     return due
 
 
@@ -262,8 +266,8 @@ def cancel(folder: SweepFolder, run_ids: Sequence[str]) -> int:
         else:
             here[latest[run_id]["file"]] = latest[run_id]
     for submission in here.values():
-        queues.cancel_local(submission)
-    queues.cancel_in_slurm(sorted(in_slurm))
+        local_queue.cancel_local(submission)
+    slurm_queue.cancel_in_slurm(sorted(in_slurm))
     return len(active)
 
 

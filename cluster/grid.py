@@ -18,84 +18,23 @@ and, per task, flags under `base`; the sweep file has the last word.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
 
 from cluster import tasks
+from cluster.document import Document, Place, read_document, spell
+from cluster.resources import Resources, check_placement, placement, shape_key
 from img2img_recon.errors import InputError
 from img2img_recon.runs import config_hash
 
 SITE_FILE = Path("cluster_site.yaml")
 DATA_FLAGS = ("data_path", "pairs")
 TAGS = "tags."
-Place = tuple[str | int, ...]
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one run asks of the cluster; runs of one shape share a job array.
-
-    Attributes:
-        nodes: machines.
-        gpus_per_node: 0 trains on the CPU.
-        tasks_per_node: processes per machine; by default one per GPU, at least one.
-        cpus_per_task: cores per process, loader processes included.
-        mem_gb: memory per machine; None leaves it to the cluster.
-        timeout_min: after so many minutes a run saves, gives way and queues again.
-        signal_delay_s: the cluster warns that long before it ends a run.
-        grace_s: how long a warned run may go on to reach a step's end; what it has not saved then is
-            repeated. Shorter than signal_delay_s and the partition's grace time.
-        max_timeouts: times that a run may give way before it is given up.
-        array_parallelism: runs of an array at one time.
-        partition, account, qos, constraint: as sbatch takes them.
-        setup: shell commands before every run.
-    """
-
-    nodes: int = 1
-    gpus_per_node: int = 0
-    tasks_per_node: int | None = None
-    cpus_per_task: int = 1
-    mem_gb: float | None = None
-    timeout_min: int = 1440
-    signal_delay_s: int = 120
-    grace_s: int = 20
-    max_timeouts: int = 100
-    array_parallelism: int = 64
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    setup: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        lowest = {"gpus_per_node": 0, "grace_s": 0, "max_timeouts": 0}
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, (int, float)) and value < lowest.get(item.name, 1):
-                raise InputError(
-                    f"{item.name}: given {value}, allowed: {lowest.get(item.name, 1)} or more"
-                )
-        if self.signal_delay_s >= 60 * self.timeout_min:
-            raise InputError(
-                f"signal_delay_s: given {self.signal_delay_s}, allowed: less than timeout_min, which "
-                f"is {self.timeout_min}, or {60 * self.timeout_min} s"
-            )
-        if self.grace_s >= self.signal_delay_s:
-            raise InputError(
-                f"grace_s: given {self.grace_s}, allowed: less than signal_delay_s, "
-                f"which is {self.signal_delay_s}"
-            )
-
-    @property
-    def processes_per_node(self) -> int:
-        """Processes on each machine."""
-        return self.tasks_per_node or max(self.gpus_per_node, 1)
 
 
 @dataclass(frozen=True)
@@ -179,99 +118,6 @@ def _short(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-@dataclass(frozen=True)
-class _Document:
-    """A YAML file with the line of every key and list item."""
-
-    path: Path
-    content: Any
-    lines: Mapping[Place, int]
-
-    def error(self, place: Place, message: str) -> InputError:
-        """An error at `place`: FILE:LINE: KEY: MESSAGE."""
-        known = place
-        while known and known not in self.lines:
-            known = known[:-1]
-        where = f"{self.path}:{self.lines.get(known, 1)}"
-        return InputError(
-            f"{where}: {_spell(place)}: {message}" if place else f"{where}: {message}"
-        )
-
-    def part(self, key: str, kind: type[Any]) -> Any:
-        """The value of a top-level key, empty if it is not there."""
-        return self.checked((key,), self.content.get(key), kind)
-
-    def checked(self, place: Place, value: Any, kind: type[Any]) -> Any:
-        """`value`, which must be a mapping or a list; None is an empty one."""
-        if value is None:
-            return kind()
-        if not isinstance(value, kind):
-            name = "a list" if kind is list else "a mapping (key: value)"
-            raise self.error(place, f"given {value!r}, allowed: {name}")
-        return value
-
-    def known(self, place: Place, keys: Any, allowed: Sequence[str]) -> None:
-        """Refuse a key that is not allowed."""
-        for key in keys:
-            if key not in allowed:
-                close = difflib.get_close_matches(str(key), allowed, n=1)
-                hint = f" (did you mean {close[0]}?)" if close else ""
-                raise self.error(
-                    (*place, key), f"unknown key{hint}; allowed: {', '.join(sorted(allowed))}"
-                )
-
-
-def _spell(place: Place) -> str:
-    text = ""
-    for step in place:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
-    return text
-
-
-def _read(path: Path) -> _Document:
-    try:
-        root = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise InputError(f"{path}{line}: not valid YAML ({reason})") from None
-    lines: dict[Place, int] = {}
-    constructor = yaml.SafeLoader("")
-
-    def build(node: Any, place: Place) -> Any:
-        lines.setdefault(place, node.start_mark.line + 1)
-        if isinstance(node, yaml.MappingNode):
-            result: dict[str, Any] = {}
-            for key_node, value_node in node.value:
-                key = str(key_node.value)
-                line = key_node.start_mark.line + 1
-                if key in result:
-                    raise InputError(f"{path}:{line}: {_spell((*place, key))}: given twice")
-                lines[(*place, key)] = line
-                result[key] = build(value_node, (*place, key))
-            return result
-        if isinstance(node, yaml.SequenceNode):
-            return [build(item, (*place, number)) for number, item in enumerate(node.value)]
-        value = constructor.construct_object(node)
-        # YAML 1.1 reads 1e-3 as text; whoever writes it means the number.
-        if isinstance(value, str) and node.style is None:
-            try:
-                return float(value)
-            except ValueError:
-                return value
-        return value
-
-    content = {} if root is None else build(root, ())
-    if not isinstance(content, dict):
-        raise InputError(f"{path}:1: expected the keys of a sweep (name, task, base, axes ...)")
-    return _Document(path, content, lines)
-
-
 _TOP = ("name", "task", "needs", "base", "axes", "resources", "plots")
 _SITE = ("resources", "base")
 
@@ -283,7 +129,7 @@ class _Flags:
         self.task = task
         self.seen: dict[tuple[str, str], Any] = {}
 
-    def __call__(self, document: _Document, place: Place, name: str, value: Any) -> Any:
+    def __call__(self, document: Document, place: Place, name: str, value: Any) -> Any:
         document.known(place[:-1], [name], sorted(tasks.flag_names(self.task)))
         key = (name, repr(value))
         if key not in self.seen:
@@ -298,7 +144,7 @@ class _Flags:
 
 
 def _resources(
-    document: _Document, place: Place, given: Mapping[str, Any], base: Resources
+    document: Document, place: Place, given: Mapping[str, Any], base: Resources
 ) -> Resources:
     allowed = [item.name for item in fields(Resources)]
     document.known(place, given, allowed)
@@ -332,7 +178,7 @@ def _resources(
         raise document.error((*place, key), str(error).partition(": ")[2]) from None
 
 
-def _plots(document: _Document) -> tuple[Plot, ...]:
+def _plots(document: Document) -> tuple[Plot, ...]:
     plots = []
     allowed = [item.name for item in fields(Plot)]
     for number, row in enumerate(document.part("plots", list)):
@@ -363,7 +209,7 @@ def _plots(document: _Document) -> tuple[Plot, ...]:
     return tuple(plots)
 
 
-def _axis_values(document: _Document, place: Place, values: Any) -> list[Any]:
+def _axis_values(document: Document, place: Place, values: Any) -> list[Any]:
     document.checked(place, values, list)
     if not values:
         raise document.error(place, "empty axis; give at least one value or leave the key out")
@@ -371,7 +217,7 @@ def _axis_values(document: _Document, place: Place, values: Any) -> list[Any]:
 
 
 def _rows(
-    document: _Document, flags: _Flags
+    document: Document, flags: _Flags
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any], Place]]:
     """Flags, the rest (tags, resources), and the place for errors of every combination of the axes."""
     axes = document.part("axes", dict)
@@ -472,7 +318,7 @@ def read_sweep(path: Path, site: Path | None = None, changes: Sequence[str] = ()
     Raises:
         InputError: anything in it that cannot be used, with key and line.
     """
-    document = _read(path)
+    document = read_document(path)
     document.known((), document.content, _TOP)
     task = document.content.get("task")
     if task not in tasks.PACKAGES:
@@ -492,7 +338,7 @@ def read_sweep(path: Path, site: Path | None = None, changes: Sequence[str] = ()
             raise InputError(f"--set: given {change}, allowed: KEY=VALUE with KEY one of {allowed}")
         try:
             value = yaml.safe_load(text)
-            changed = _Document(Path("--set"), {}, {})
+            changed = Document(Path("--set"), {}, {})
             base[key] = flags(changed, (key,), key, value)
         except (InputError, yaml.YAMLError) as error:
             raise InputError(f"--set: {change}: {' '.join(str(error).split())}") from None
@@ -521,7 +367,7 @@ def read_sweep(path: Path, site: Path | None = None, changes: Sequence[str] = ()
         if new in runs:
             raise document.error(
                 place,
-                f"the same run as {_spell(places[new]) or 'another'} (nothing tells them apart)",
+                f"the same run as {spell(places[new]) or 'another'} (nothing tells them apart)",
             )
         for key in DATA_FLAGS:
             if config.get(key) is not None:
@@ -539,11 +385,11 @@ def read_sweep(path: Path, site: Path | None = None, changes: Sequence[str] = ()
 
 def _site(
     path: Path | None, task: str, flags: _Flags
-) -> tuple[dict[str, Any], dict[str, tuple[_Document, Place]], Resources]:
+) -> tuple[dict[str, Any], dict[str, tuple[Document, Place]], Resources]:
     """Flags, where they stand, and resources of the site file."""
     if path is None and not SITE_FILE.is_file():
         return {}, {}, Resources()
-    document = _read(path or SITE_FILE)
+    document = read_document(path or SITE_FILE)
     document.known((), document.content, _SITE)
     by_task = document.part("base", dict)
     document.known(("base",), by_task, list(tasks.PACKAGES))
@@ -564,54 +410,18 @@ def read_site_resources(path: Path | None = None) -> dict[str, Any]:
     """
     if path is None and not SITE_FILE.is_file():
         return {}
-    document = _read(path or SITE_FILE)
+    document = read_document(path or SITE_FILE)
     document.known((), document.content, _SITE)
     given = document.part("resources", dict)
     checked = _resources(document, ("resources",), given, Resources())
     return {key: getattr(checked, key) for key in given}
 
 
-def placement(resources: Resources) -> dict[str, Any]:
-    """A training's flags that follow from its resources: machines, processes on each, what they train on."""
-    flags: dict[str, Any] = {
-        "num_nodes": resources.nodes,
-        "devices": str(resources.processes_per_node),
-    }
-    if resources.gpus_per_node:
-        # A node whose GPU cannot be seen shall say so, not train for days on its processor.
-        flags["accelerator"] = "gpu"
-    return flags
-
-
-def check_placement(devices: str, nodes: int, resources: Resources, dashes: str) -> None:
-    """See that a training's processes are those of its resources; the scheduler starts them.
-
-    Args:
-        devices: Lightning's, on each machine.
-        nodes: Lightning's machines.
-        resources: of the job.
-        dashes: what a flag's name begins with in the error.
-
-    Raises:
-        InputError: they are not.
-    """
-    if nodes != resources.nodes:
-        raise InputError(
-            f"{dashes}num_nodes: given {nodes}, but nodes of the job is {resources.nodes}"
-        )
-    count = len(devices.strip(",").split(",")) if "," in devices else devices
-    if str(count) != str(resources.processes_per_node):
-        raise InputError(
-            f"{dashes}devices: given {devices}, but the job starts {resources.processes_per_node} "
-            "processes on each node (tasks_per_node, or one per GPU)"
-        )
-
-
 def _locate(
-    document: _Document,
+    document: Document,
     message: str,
     values: Mapping[str, Any],
-    where: Mapping[str, tuple[_Document, Place]],
+    where: Mapping[str, tuple[Document, Place]],
     place: Place,
 ) -> InputError:
     """The configuration's own complaint, at the line of the flag that it names."""
@@ -628,11 +438,6 @@ def _locate(
                 spot = ("axes", "zip", key)
             return document.error(spot, message)
     return document.error(place, message)
-
-
-def shape_key(resources: Resources) -> str:
-    """Runs with the same key go into one job array."""
-    return config_hash(asdict(resources))
 
 
 def by_shape(runs: Sequence[Run]) -> list[list[Run]]:

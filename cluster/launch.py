@@ -17,16 +17,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from cluster import control, queues
+from cluster import control, local_queue, slurm_queue
 from cluster.folder import SweepFolder
-from cluster.grid import (
-    DATA_FLAGS,
-    Resources,
-    check_placement,
-    placement,
-    read_site_resources,
-)
+from cluster.grid import DATA_FLAGS, read_site_resources
 from cluster.jobs import ScriptJob
+from cluster.queues import Cluster
+from cluster.resources import Resources, check_placement, placement
 from cluster.tasks import PACKAGES, plain
 from img2img_recon.cli import flag, parse_config, run_script, underscore_flags
 from img2img_recon.errors import InputError
@@ -53,7 +49,7 @@ class LaunchArguments:
     qos: str | None = flag(None, help="as sbatch takes it")
     constraint: str | None = flag(None, help="as sbatch takes it")
     setup: tuple[str, ...] | None = flag(None, help="shell commands before the training")
-    cluster: queues.Cluster = flag("slurm", help="slurm, local or debug")
+    cluster: Cluster = flag("slurm", help="slurm, local or debug")
     folder: Path | None = flag(None, help="records and logs; default: launches/, by the command")
     site: Path | None = flag(None, help="site file with resources; default: cluster_site.yaml")
     dry_run: bool = flag(False, help="print the batch script, submit nothing")
@@ -115,9 +111,7 @@ def read_command(words: Sequence[str], resources: Resources) -> Command:
     return Command(script, tuple(flags), config.run_dir, own_id)
 
 
-def launch(
-    command: Command, resources: Resources, cluster: queues.Cluster, folder: SweepFolder
-) -> str:
+def launch(command: Command, resources: Resources, cluster: Cluster, folder: SweepFolder) -> str:
     """Submit a command as one job; what became of it, in one line.
 
     A command that is in the queue, runs or is finished is not submitted again; one that failed is.
@@ -127,9 +121,9 @@ def launch(
     """
     run_id = folder.path.name
     if cluster == "slurm":
-        queues.check_slurm()
+        slurm_queue.check_slurm()
     else:
-        queues.check_local(cluster, resources, dashes="--")
+        local_queue.check_local(cluster, resources, dashes="--")
     run = folder.run(run_id)
     job = ScriptJob(
         run_id=run_id,
@@ -160,17 +154,17 @@ def launch(
         with folder.record(run_id).change() as record:
             record.failed, record.failures = False, {}
         if cluster == "slurm":
-            queues.submit_to_slurm(folder, f"{command.module}", resources, {run_id: job})
+            slurm_queue.submit_to_slurm(folder, f"{command.module}", resources, {run_id: job})
             return f"submitted as job {folder.submissions()[-1]['jobs'][run_id]}"
-        claim = queues.claim_locally(folder, [run_id], cluster)
+        claim = local_queue.claim_locally(folder, [run_id], cluster)
 
     def told(run_id: str, what: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
     if cluster == "local":
-        queues.run_locally(folder, claim, {run_id: (job, resources)}, 1, told)
+        local_queue.run_locally(folder, claim, {run_id: (job, resources)}, 1, told)
     else:
-        queues.run_here(folder, claim, {run_id: job}, told)
+        local_queue.run_here(folder, claim, {run_id: job}, told)
     state = control.run_states(folder, [run_id])[run_id]
     return f"{state.state} {state.detail}".strip()
 
@@ -192,7 +186,7 @@ def main(words: Sequence[str] | None = None) -> None:
     command = read_command(given[cut + 1 :], resources)
     folder = SweepFolder(arguments.folder or LAUNCHES / command.id)
     if arguments.dry_run:
-        print(queues.sbatch_header(command.module, resources, 1, folder.logs))
+        print(slurm_queue.sbatch_header(command.module, resources, 1, folder.logs))
         print("dry run: nothing was submitted")
         return
     print(launch(command, resources, arguments.cluster, folder))

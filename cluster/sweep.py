@@ -23,7 +23,8 @@ from typing import Any
 from cluster import control
 from cluster.folder import SweepFolder
 from cluster.grid import SITE_FILE, Sweep, by_shape, read_sweep
-from cluster.queues import Cluster, sbatch_header
+from cluster.queues import Cluster
+from cluster.slurm_queue import sbatch_header
 from img2img_recon.cli import flag, parse_config, run_script
 from img2img_recon.errors import InputError
 from img2img_recon.files import write_json

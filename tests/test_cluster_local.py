@@ -16,11 +16,12 @@ import yaml
 
 from cluster.control import run_states, submit
 from cluster.folder import SweepFolder
-from cluster.grid import Resources, read_sweep
+from cluster.grid import read_sweep
 from cluster.jobs import TrainingJob, place_of
 from cluster.launch import read_command
-from cluster.queues import sbatch_header, slurm_states
+from cluster.resources import Resources
 from cluster.results import collect
+from cluster.slurm_queue import sbatch_header, slurm_states
 from img2img_recon.errors import InputError
 from img2img_recon.stopping import STOP_REQUEST
 

@@ -10,7 +10,8 @@ from typing import Any
 from cluster.benchmark import FoldersBenchmark, claim_finished, measure_folders
 from cluster.control import run_states
 from cluster.folder import SweepFolder
-from cluster.grid import Resources, Run
+from cluster.grid import Run
+from cluster.resources import Resources
 from cluster.results import collect, progress_of, write_table
 from cluster.sweep import main
 from img2img_recon.runs import RunFolder

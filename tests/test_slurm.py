@@ -25,7 +25,7 @@ from cluster.control import RunState, cancel, run_states, submit
 from cluster.folder import SweepFolder
 from cluster.grid import Sweep, read_sweep
 from cluster.local_slurm import LocalSlurm, SlurmUnavailableError, missing_programs
-from cluster.queues import check_slurm
+from cluster.slurm_queue import check_slurm
 from img2img_recon.errors import InputError
 from img2img_recon.training import load_checkpoint
 

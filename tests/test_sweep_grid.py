@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from cluster.control import restored_sweep, stored_sweep
 from cluster.costs import cost, network_cost
-from cluster.grid import Resources, by_shape, read_sweep, run_id
+from cluster.grid import by_shape, read_sweep, run_id
+from cluster.resources import Resources
 from img2img_recon.errors import InputError
 
 SWEEPS = Path(__file__).resolve().parent.parent / "cluster" / "sweeps"
