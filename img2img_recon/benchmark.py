@@ -64,19 +64,29 @@ COPY_NUMBERS = 1 << 26
 
 
 class Timing(NamedTuple):
-    """Median and quartiles of repeated timings, in milliseconds."""
+    """Median and quartiles of repeated timings, and the timings themselves, in milliseconds."""
 
     median_ms: float
     q1_ms: float
     q3_ms: float
+    rounds_ms: tuple[float, ...]
 
     @staticmethod
     def of(seconds: Sequence[float]) -> Timing:
         """Summarise timings given in seconds."""
-        if len(seconds) == 1:
-            return Timing(*[1e3 * seconds[0]] * 3)
-        q1, median, q3 = statistics.quantiles(seconds, n=4, method="inclusive")
-        return Timing(1e3 * median, 1e3 * q1, 1e3 * q3)
+        rounds = tuple(1e3 * value for value in seconds)
+        if len(rounds) == 1:
+            return Timing(*rounds * 3, rounds)
+        q1, median, q3 = statistics.quantiles(rounds, n=4, method="inclusive")
+        return Timing(median, q1, q3, rounds)
+
+    def over(self, other: Timing) -> float:
+        """How many times the other's time this is: the median over the rounds that both were timed in.
+
+        A machine that is faster in some rounds than in others spoils a ratio of medians, not this one.
+        """
+        pairs = zip(self.rounds_ms, other.rounds_ms, strict=True)
+        return statistics.median(mine / its for mine, its in pairs)
 
 
 class NaiveMixer(nn.Module):
@@ -333,6 +343,7 @@ def measure_network(
     best = max(batches, key=lambda batch: batches[batch])
     peak_gflops = 1e3 * machine.matmul_gflop / timings["matmul"].median_ms
     floor_ms = 1e3 * gflops / peak_gflops
+    flop_share = gflops / machine.matmul_gflop
     return row | {
         "forward": timings["forward"]._asdict(),
         "train_step": timings["train_step"]._asdict(),
@@ -342,9 +353,9 @@ def measure_network(
         "matmul_peak_gflops": peak_gflops,
         "floor_ms": floor_ms,
         "layer_traffic_gb": layer_traffic_gb(name, options.img_size),
-        "forward_share_of_peak": floor_ms / timings["forward"].median_ms,
+        "forward_share_of_peak": flop_share / timings["forward"].over(timings["matmul"]),
         # Backward multiplies with the transposed weights and with the activations: twice the forward.
-        "train_step_share_of_peak": 3 * floor_ms / timings["train_step"].median_ms,
+        "train_step_share_of_peak": 3 * flop_share / timings["train_step"].over(timings["matmul"]),
     }
 
 
@@ -402,18 +413,14 @@ def compare_with_naive(
             3 * options.limit_s,
         )
         result[kind] = {"naive": timings["naive"]._asdict(), "ours": timings["ours"]._asdict()}
-        result[f"{kind}_ratio"] = timings["naive"].median_ms / timings["ours"].median_ms
+        result[f"{kind}_ratio"] = timings["naive"].over(timings["ours"])
+        ours = timings["ours"].over(timings["matmul"])
         flop = count_gflops("img2img_mixer", options.img_size) * (1 if kind == "forward" else 3)
-        share = (
-            flop / machine.matmul_gflop * timings["matmul"].median_ms / timings["ours"].median_ms
-        )
-        result[f"{kind}_share_of_peak"] = share
+        result[f"{kind}_share_of_peak"] = flop / machine.matmul_gflop / ours
         if kind in alone:
             # In units of the matrix product timed beside it: the clock wanders between the two runs.
-            naive_alone = alone[kind]["naive"].median_ms / alone[kind]["matmul"].median_ms
-            ours = timings["ours"].median_ms / timings["matmul"].median_ms
             result[f"{kind}_naive_alone"] = alone[kind]["naive"]._asdict()
-            result[f"{kind}_ratio_alone"] = naive_alone / ours
+            result[f"{kind}_ratio_alone"] = alone[kind]["naive"].over(alone[kind]["matmul"]) / ours
         peak_ms.append(timings["matmul"].median_ms)
     result["matmul_peak_gflops"] = 1e3 * machine.matmul_gflop / statistics.mean(peak_ms)
     return result

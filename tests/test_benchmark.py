@@ -33,6 +33,14 @@ def test_naive_formulation_equals_the_mixer() -> None:
     torch.testing.assert_close(gradients["ours"], gradients["naive"], rtol=1e-4, atol=1e-5)
 
 
+def test_ratio_is_taken_round_by_round() -> None:
+    """The machine becomes four times as slow between and within rounds; a ratio of medians says 8."""
+    ours = benchmark.Timing.of([1.0, 1.0, 4.0])
+    naive = benchmark.Timing.of([2.0, 8.0, 8.0])
+    assert naive.over(ours) == 2.0
+    assert naive.median_ms / ours.median_ms == 8.0
+
+
 def test_default_mixer_equals_the_naive_formulation() -> None:
     net = benchmark.build("img2img_mixer", 256)
     assert isinstance(net, Img2ImgMixer)
