@@ -243,13 +243,11 @@ class _WeightGradient:
         shape = weight.shape[::-1] if self.turned else weight.shape
         self.is_half = weight.dtype.itemsize < 4
         if buffer.ndim == 2 or self.is_half:
-            self.sum = weight.new_zeros(
-                shape, dtype=torch.promote_types(weight.dtype, torch.float32)
-            )
-            self.beta = 1
+            sum_dtype = torch.promote_types(weight.dtype, torch.float32)
+            self.sum = weight.new_zeros(shape, dtype=sum_dtype)
         else:
             self.sum = _scratch(name, (len(buffer), *shape), weight.dtype)
-            self.beta = 0
+            self.is_empty = True  # what a buffer holds is overwritten, not added to
 
     def add(self, grad_out: Tensor, x: Tensor) -> None:
         """Add what a block gives."""
@@ -261,8 +259,8 @@ class _WeightGradient:
             self.sum.addmm_(first.t(), second)
         else:
             total = self.sum[: len(x)]
-            torch.baddbmm(total, first, second.mT, beta=self.beta, out=total)
-            self.beta = 1
+            torch.baddbmm(total, first, second.mT, beta=int(not self.is_empty), out=total)
+            self.is_empty = False
 
     def total(self, dtype: torch.dtype) -> Tensor:
         """The gradient."""

@@ -86,21 +86,12 @@ class PatchExpand(nn.Module):
         """
         B, H, W, C = x.shape
         s = self.scale
-        dtype = arithmetic_dtype(x)
         blocked = runs_blocked(x, weight) and pays_off(x, self.expand.weight)
-        if not blocked or dtype not in (torch.float32, torch.float64):
+        if not blocked or arithmetic_dtype(x) not in (torch.float32, torch.float64):
             wide = self.expand(x).view(B, H, W, s, s, -1)
             return _interleave(F.linear(self.norm(wide), weight))
-        rows, expand, weight, gain, bias = (
-            t.to(dtype)
-            for t in (
-                x.reshape(-1, C),
-                self.expand.weight,
-                weight,
-                self.norm.weight,
-                self.norm.bias,
-            )
-        )
+        parts = (x.reshape(-1, C), self.expand.weight, weight, self.norm.weight, self.norm.bias)
+        rows, expand, weight, gain, bias = (part.to(arithmetic_dtype(x)) for part in parts)
         expand = expand.view(s * s, -1, C)
         expand = expand - expand.mean(1, keepdim=True)
         mapped = blocked_projection(rows, expand, (weight * gain) @ expand, self.norm.eps)
