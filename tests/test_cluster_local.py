@@ -114,6 +114,8 @@ def test_two_who_submit_at_once_run_every_run_once(tmp_path):
 def test_cancel_and_resubmit_of_a_local_sweep(tmp_path, script):
     sweep, folder = make(tmp_path, [0, 1], steps=4000)
     code = (
+        # What a script starts in the background ignores SIGINT.
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN);"
         "from pathlib import Path; from cluster.control import submit;"
         "from cluster.folder import SweepFolder; from cluster.grid import read_sweep;"
         f"s = read_sweep(Path({str(tmp_path / 'case.yaml')!r}));"

@@ -152,6 +152,7 @@ def test_plain_formulation_ends_with_its_block() -> None:
     assert blocked.runs_blocked(x, weight)
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_training_after_inference_mode() -> None:
     """The hidden buffer kept between calls must not be one that inference mode made."""
     net = small_mixer()
@@ -162,6 +163,7 @@ def test_training_after_inference_mode() -> None:
     net(image).sum().backward()
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_results_do_not_share_the_kept_buffer() -> None:
     mlp = AxisMLP(4, 9, 1)
     first = mlp(torch.randn(1, 4, 3, 5)).detach()
@@ -170,6 +172,7 @@ def test_results_do_not_share_the_kept_buffer() -> None:
     assert torch.equal(first, before)
 
 
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("units", [False, True])
 def test_bfloat16_and_autocast_stay_near_float32(
     units: bool, monkeypatch: pytest.MonkeyPatch
@@ -189,6 +192,7 @@ def test_bfloat16_and_autocast_stay_near_float32(
         torch.testing.assert_close(output.float(), expected, rtol=0.1, atol=0.1)
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_copies_and_pickles_keep_the_output() -> None:
     net = small_mixer()
     image = torch.randn(1, 3, 24, 16)
@@ -197,6 +201,7 @@ def test_copies_and_pickles_keep_the_output() -> None:
         assert torch.equal(other(image), expected)
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_functional_transforms_go_through() -> None:
     mlp = AxisMLP(4, 9, 1).double()
     x = torch.randn(1, 4, 3, 5, dtype=torch.float64)

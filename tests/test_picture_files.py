@@ -327,6 +327,18 @@ def test_orientation(tmp_path: Path, ending: str, orientation: int) -> None:
     assert np.abs(again - picture.pixels).max() <= tolerance
 
 
+def test_xmp_of_a_png_that_holds_it_as_text(tmp_path: Path) -> None:
+    """Older programs put it into a zTXt chunk, which Pillow gives as str."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text("XML:com.adobe.xmp", XMP.decode(), zip=True)
+    saved(tmp_path / "a.png", smooth(), pnginfo=text, exif=exif_bytes(6))
+    picture = read_picture(tmp_path / "a.png")
+    assert b'tiff:Orientation="1"' in picture.metadata.xmp
+    write_picture(tmp_path / "b.png", picture.pixels, picture)
+    with Image.open(tmp_path / "b.png") as image:
+        assert b'tiff:Make="Maker"' in image.info["xmp"]
+
+
 @pytest.mark.parametrize("ending", [".png", ".tif"])
 def test_orientation_and_metadata_of_16_bits(tmp_path: Path, ending: str) -> None:
     first = tmp_path / f"a{ending}"
