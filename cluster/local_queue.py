@@ -113,11 +113,12 @@ def check_local(
         raise InputError(
             f"--cluster {cluster}: runs on 1 node, given {dashes}nodes {resources.nodes}"
         )
-    wanted = resources.gpus_per_node * (parallel if cluster == "local" else 1)
+    at_a_time = parallel if cluster == "local" else 1
+    wanted = resources.gpus_per_node * at_a_time
     if wanted and wanted > (there := len(visible_gpus())):
         raise InputError(
             f"--cluster {cluster}: needs {wanted} GPUs ({dashes}gpus_per_node {resources.gpus_per_node}, "
-            f"{parallel} at a time), there are {there}"
+            f"{at_a_time} at a time), there are {there}"
         )
 
 

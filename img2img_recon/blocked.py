@@ -33,6 +33,8 @@ TRAINING_BLOCK_ELEMENTS = 1 << 21
 MATRIX_ELEMENTS = 1 << 17
 # Hidden elements of a whole MLP up to which the plain formulation is faster: all of it is in cache anyway.
 PLAIN_ELEMENTS = 1 << 17
+# The same in training, where blocks cost more operations.
+TRAINING_PLAIN_ELEMENTS = 1 << 19
 
 _local = threading.local()
 
@@ -72,7 +74,8 @@ def pays_off(x: Tensor, wide_weight: Tensor) -> bool:
         x: what is mapped.
         wide_weight: (wide, dim), the weight that leads to the wide layer.
     """
-    if x.numel() // wide_weight.shape[1] * wide_weight.shape[0] > PLAIN_ELEMENTS:
+    limit = TRAINING_PLAIN_ELEMENTS if torch.is_grad_enabled() else PLAIN_ELEMENTS
+    if x.numel() // wide_weight.shape[1] * wide_weight.shape[0] > limit:
         return True
     # Whatever its size, the plain formulation computes in half precision, which may be emulated.
     return not has_units_for(result_dtype(x))

@@ -27,6 +27,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocked, "TRAINING_BLOCK_ELEMENTS", 150)
     monkeypatch.setattr(blocked, "MATRIX_ELEMENTS", 60)
     monkeypatch.setattr(blocked, "PLAIN_ELEMENTS", 0)
+    monkeypatch.setattr(blocked, "TRAINING_PLAIN_ELEMENTS", 0)
 
 
 def transposed_mlp(mlp: AxisMLP, x: Tensor, axis: int) -> Tensor:
@@ -229,7 +230,11 @@ def test_small_volumes_run_plain_and_half_precision_without_units_never(
     weight = torch.zeros(32, 16)
     small, large = torch.zeros(2, 16, 16, 16), torch.zeros(40, 16, 32, 16)
     assert not blocked.pays_off(small, weight)
-    assert blocked.pays_off(large, weight)
+    assert not blocked.pays_off(large, weight)
+    assert blocked.pays_off(torch.cat([large] * 2), weight)
+    with torch.no_grad():
+        assert not blocked.pays_off(small, weight)
+        assert blocked.pays_off(large, weight)
     monkeypatch.setattr(blocked, "has_units_for", lambda dtype: dtype != torch.bfloat16)
     assert blocked.pays_off(small.bfloat16(), weight)
     with torch.autocast("cpu", torch.bfloat16):
