@@ -387,17 +387,21 @@ def blocked_projection(rows: Tensor, wide: Tensor, narrow: Tensor, eps: float) -
 
 def _project(
     rows: Tensor, weights: Tensor, cells: int, dim: int, eps: float, keeps: bool = False
-) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-    """Return the projection, both maps of every row if it `keeps` them, and 1 / every cell's root mean square."""
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Return the projection and, of every block, both maps if it `keeps` them and 1 / every root mean square."""
     per_block = max(1, BLOCK_ELEMENTS // len(weights))
-    kept = rows.new_empty((len(rows), len(weights))) if keeps else None
+    kept: list[Tensor] = []
     buffer = _scratch("hidden", (per_block, len(weights)), rows.dtype)
     out = rows.new_empty((len(rows), cells, len(weights) // cells - dim))
     scales = []
     for start in range(0, len(rows), per_block):
         part = slice(start, start + per_block)
         block = rows[part]
-        mapped = buffer[: len(block)] if kept is None else kept[part]
+        mapped = buffer[: len(block)]
+        if keeps:
+            # Together they are more than what the allocator keeps: keep_freed_memory.
+            mapped = torch.empty_like(mapped)
+            kept.append(mapped)
         torch.mm(block, weights.t(), out=mapped)
         wide, narrow = _cells(mapped, cells, dim)
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
@@ -421,22 +425,22 @@ class _BlockedProjection(torch.autograd.Function):
         ctx: Any, rows: Tensor, weights: Tensor, cells: int, dim: int, eps: float
     ) -> Tensor:
         out, kept, scales = _project(rows, weights, cells, dim, eps, keeps=True)
-        assert kept is not None
-        ctx.save_for_backward(rows, weights, kept, torch.cat(scales))
+        ctx.save_for_backward(rows, weights, *kept, *scales)
         ctx.sizes = cells, dim
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weights, kept, scales = ctx.saved_tensors
+        rows, weights, *of_blocks = ctx.saved_tensors
+        kept, scales = of_blocks[: len(of_blocks) // 2], of_blocks[len(of_blocks) // 2 :]
         cells, dim = ctx.sizes
         per_block = max(1, BLOCK_ELEMENTS // len(weights))
         buffer = _scratch("hidden", (per_block, len(weights)), rows.dtype)
         grad_rows = torch.empty_like(rows)
         grad_weights = _WeightGradient("projection", weights, buffer)
-        cut = (t.split(per_block) for t in (rows, grad, kept, scales, grad_rows))
-        for row_block, grad_block, mapped, scale, grad_row_block in zip(*cut, strict=True):
+        cut = (t.split(per_block) for t in (rows, grad, grad_rows))
+        for row_block, grad_block, grad_row_block, mapped, scale in zip(*cut, kept, scales, strict=True):
             room = buffer[: len(mapped)]
             (wide, narrow), (grad_wide, grad_narrow) = (
                 _cells(t, cells, dim) for t in (mapped, room)
