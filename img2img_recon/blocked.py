@@ -237,19 +237,20 @@ class _WeightGradient:
 
     Args:
         name: of the scratch buffer.
-        weight: the weight.
+        shape: of the weight.
         buffer: one block's hidden layer.
     """
 
-    def __init__(self, name: str, weight: Tensor, buffer: Tensor) -> None:
-        self.turned = weight.shape[0] > weight.shape[1]  # the narrower factor goes first: faster
-        shape = weight.shape[::-1] if self.turned else weight.shape
-        self.is_half = weight.dtype.itemsize < 4
+    def __init__(self, name: str, shape: tuple[int, int], buffer: Tensor) -> None:
+        self.turned = shape[0] > shape[1]  # the narrower factor goes first: faster
+        self.dtype = buffer.dtype
+        in_memory = shape[::-1] if self.turned else shape
+        self.is_half = self.dtype.itemsize < 4
         if buffer.ndim == 2 or self.is_half:
-            sum_dtype = torch.promote_types(weight.dtype, torch.float32)
-            self.sum = weight.new_zeros(shape, dtype=sum_dtype)
+            sum_dtype = torch.promote_types(self.dtype, torch.float32)
+            self.sum = torch.zeros(in_memory, dtype=sum_dtype)
         else:
-            self.sum = _scratch(name, (len(buffer), *shape), weight.dtype)
+            self.sum = _scratch(name, (len(buffer), *in_memory), self.dtype)
             self.is_empty = True  # what a buffer holds is overwritten, not added to
 
     def add(self, grad_out: Tensor, x: Tensor) -> None:
@@ -265,12 +266,12 @@ class _WeightGradient:
             torch.baddbmm(total, first, second.mT, beta=int(not self.is_empty), out=total)
             self.is_empty = False
 
-    def total(self, dtype: torch.dtype) -> Tensor:
-        """The gradient."""
+    def total(self) -> Tensor:
+        """The gradient, in the dtype of what was multiplied."""
         total = self.sum
         if total.ndim == 3:
             total = _sum_of_rows(total.flatten(1)).view(total.shape[1:])
-        return (total.t() if self.turned else total).to(dtype)
+        return (total.t() if self.turned else total).to(self.dtype)
 
 
 def _bias_gradient(grad_out: Tensor) -> Tensor:
@@ -283,14 +284,36 @@ def _sum_of_rows(matrix: Tensor) -> Tensor:
     return torch.mv(matrix.t(), matrix.new_ones(len(matrix)))
 
 
+class _Kept(NamedTuple):
+    """What training keeps of an MLP, in its layout.
+
+    Attributes:
+        x: the input, with ones appended along the axis: the product with [w1 b1] adds the bias, and the
+            gradient of [w1 b1] is one product too, without a pass over the hidden layer for either.
+        hidden: the hidden layer before GELU.
+    """
+
+    x: Tensor
+    hidden: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, hidden_dim: int) -> _Kept:
+        """Copy x, which is in its layout; the hidden layer is uninitialised."""
+        groups, count, dim, *columns = x.shape
+        with_ones = x.new_empty((groups, count, dim + 1, *columns))
+        with_ones[:, :, :dim].copy_(x)
+        with_ones[:, :, dim].fill_(1)
+        return cls(with_ones, x.new_empty((groups, count, hidden_dim, *columns)))
+
+
 def _mlp(
     x: Tensor,
     residual: Tensor | None,
     weights: MLPWeights,
     axis: int,
     keeps: bool = False,
-) -> tuple[Tensor, _Layout, Tensor | None]:
-    """Return [residual +] MLP(x), its layout, and the hidden layer before GELU if it `keeps` that."""
+) -> tuple[Tensor, _Layout, _Kept | None]:
+    """Return [residual +] MLP(x), its layout, and what training needs if it `keeps` that."""
     w1, b1, w2, b2 = weights
     layout = _Layout.of(x, axis, len(w1))
     x_in = layout.view(x)
@@ -300,15 +323,18 @@ def _mlp(
     elements = TRAINING_BLOCK_ELEMENTS if keeps else BLOCK_ELEMENTS
     buffer = _hidden_buffer(layout, len(w1), x.dtype, elements)
     per_block = len(buffer)
-    groups, count, _, *columns = layout.shape
-    kept = x.new_empty((groups, count, len(w1), *columns)) if keeps else None
-    hidden_blocks = None if kept is None else _blocks(kept, per_block)
+    kept = _Kept.of(x_in, len(w1)) if keeps else None
+    if kept is not None:
+        x_in, w1 = kept.x, torch.cat([w1, weights.b1[:, None]], 1)
+    hidden_blocks = None if kept is None else _blocks(kept.hidden, per_block)
     added_blocks = None if residual is None else _blocks(layout.view(residual), per_block)
     blocks = zip(_blocks(x_in, per_block), _blocks(out, per_block), strict=True)
     for position, (x_block, out_block) in enumerate(blocks):
         activated = buffer[: len(x_block)]
-        hidden = activated if hidden_blocks is None else hidden_blocks[position]
-        _mix(x_block, w1, out=hidden).add_(b1)
+        if hidden_blocks is None:
+            hidden = _mix(x_block, w1, out=activated).add_(b1)
+        else:
+            hidden = _mix(x_block, w1, out=hidden_blocks[position])
         torch.ops.aten.gelu.out(hidden, out=activated)
         if added_blocks is None:
             out_block.copy_(b2)
@@ -335,36 +361,36 @@ class _BlockedMLP(torch.autograd.Function):
         weights = MLPWeights(w1, b1, w2, b2)
         mixed, ctx.layout, kept = _mlp(x, residual, weights, axis, keeps=True)
         assert kept is not None
-        ctx.save_for_backward(x, w1, w2, kept)
+        ctx.save_for_backward(w1, w2, *kept)
         return mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, w1, w2, kept = ctx.saved_tensors
+        w1, w2, *kept = ctx.saved_tensors
         layout = ctx.layout
-        grad_in = torch.empty(layout.shape, dtype=x.dtype)
-        buffer = _hidden_buffer(layout, len(w1), x.dtype, TRAINING_BLOCK_ELEMENTS)
-        grad_w1 = _WeightGradient("w1", w1, buffer)
-        grad_w2 = _WeightGradient("w2", w2, buffer)
-        grad_b1: list[Tensor] = []
+        grad_in = grad.new_empty(layout.shape)
+        buffer = _hidden_buffer(layout, len(w1), grad.dtype, TRAINING_BLOCK_ELEMENTS)
+        hidden_dim, dim = w1.shape
+        grad_w1_b1 = _WeightGradient("w1", (hidden_dim, dim + 1), buffer)
+        grad_w2 = _WeightGradient("w2", (dim, hidden_dim), buffer)
         grad_out = layout.view(grad)
-        cut = (_blocks(t, len(buffer)) for t in (layout.view(x), grad_out, kept, grad_in))
-        for x_block, grad_block, hidden, grad_in_block in zip(*cut, strict=True):
+        cut = (_blocks(t, len(buffer)) for t in (grad_out, grad_in, *kept))
+        for grad_block, grad_in_block, x_block, hidden in zip(*cut, strict=True):
             room = buffer[: len(hidden)]
             activated = torch.ops.aten.gelu.out(hidden, out=room)
             grad_w2.add(grad_block, activated)
             _mix(grad_block, w2.t(), out=room)  # the gradient after GELU, then before it
             torch.ops.aten.gelu_backward.grad_input(room, hidden, grad_input=room)
-            grad_w1.add(room, x_block)
-            grad_b1.append(_bias_gradient(room))
+            grad_w1_b1.add(room, x_block)
             _mix(room, w1.t(), out=grad_in_block)
+        total = grad_w1_b1.total()
         return (
-            layout.undo(grad_in, x.shape),
+            layout.undo(grad_in, grad.shape),
             grad if ctx.needs_input_grad[1] else None,
-            grad_w1.total(w1.dtype),
-            torch.stack(grad_b1).sum(0),
-            grad_w2.total(w2.dtype),
+            total[:, :dim],
+            total[:, dim],
+            grad_w2.total(),
             _bias_gradient(grad_out.flatten(0, 1)),
             None,
         )
@@ -438,9 +464,11 @@ class _BlockedProjection(torch.autograd.Function):
         per_block = max(1, BLOCK_ELEMENTS // len(weights))
         buffer = _scratch("hidden", (per_block, len(weights)), rows.dtype)
         grad_rows = torch.empty_like(rows)
-        grad_weights = _WeightGradient("projection", weights, buffer)
+        grad_weights = _WeightGradient("projection", (len(weights), weights.shape[1]), buffer)
         cut = (t.split(per_block) for t in (rows, grad, grad_rows))
-        for row_block, grad_block, grad_row_block, mapped, scale in zip(*cut, kept, scales, strict=True):
+        for row_block, grad_block, grad_row_block, mapped, scale in zip(
+            *cut, kept, scales, strict=True
+        ):
             room = buffer[: len(mapped)]
             (wide, narrow), (grad_wide, grad_narrow) = (
                 _cells(t, cells, dim) for t in (mapped, room)
@@ -451,4 +479,4 @@ class _BlockedProjection(torch.autograd.Function):
             torch.mul(wide, of_scale.mul_(scale**3).mul_(-1 / dim), out=grad_wide)
             grad_weights.add(room, row_block)
             torch.mm(room, weights, out=grad_row_block)
-        return grad_rows, grad_weights.total(weights.dtype), None, None, None
+        return grad_rows, grad_weights.total(), None, None, None
