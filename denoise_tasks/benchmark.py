@@ -8,10 +8,7 @@ machine whose clock wanders slows both.
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +20,8 @@ from typing import Any, Literal
 from img2img_recon.cli import flag, parse_config, run_script
 from img2img_recon.errors import InputError
 from img2img_recon.files import write_json
+from img2img_recon.measurements import high_water_mb
+from img2img_recon.processes import call_in_fresh_process
 from img2img_recon.progress import bar
 
 UNET = "unet"
@@ -137,48 +136,6 @@ def measure_pass(task: Mapping[str, Any]) -> dict[str, float | None]:
     return figures
 
 
-def high_water_mb() -> float | None:
-    """The most memory that this process has held; None where the system does not tell."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):  # unlike ru_maxrss, without the parent's from before exec
-                return int(line.split()[1]) * 1.024e-3
-    except OSError:
-        pass
-    try:
-        import resource
-    except ImportError:
-        return None
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return held / 1e6 if sys.platform == "darwin" else held * 1.024e-3
-
-
-def in_fresh_process(task: Mapping[str, Any]) -> dict[str, float | None]:
-    """`measure_pass` in a process of its own.
-
-    Raises:
-        InputError: the process was ended, most likely for want of memory, or failed.
-    """
-    code = (
-        "import json, sys; from denoise_tasks.benchmark import measure_pass; "
-        "print(json.dumps(measure_pass(json.loads(sys.argv[1]))))"
-    )
-    parent = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, [parent, os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(dict(task))],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": path},
-    )
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines()
-        reason = lines[-1] if lines else f"ended with {done.returncode}, out of memory?"
-        raise InputError(f"a pass over the picture failed: {reason}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def measure(config: DenoiseBenchmark) -> dict[str, Any]:
     """Both networks in turns on one picture of noise around a ramp.
 
@@ -217,7 +174,12 @@ def measure(config: DenoiseBenchmark) -> dict[str, Any]:
                 "accelerator": config.accelerator,
                 "unet_chans": chans[name],
             }
-            passes[name].append(in_fresh_process(task))
+            try:
+                passes[name].append(
+                    call_in_fresh_process("denoise_tasks.benchmark", "measure_pass", task)
+                )
+            except RuntimeError as error:
+                raise InputError(f"a pass over the picture failed: {error}") from None
     return {
         "height": height,
         "width": width,

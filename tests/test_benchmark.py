@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from img2img_recon import benchmark
+from img2img_recon import benchmark, measurements
 from img2img_recon.errors import InputError
 from img2img_recon.mixer import Img2ImgMixer
 
@@ -19,7 +19,7 @@ from img2img_recon.mixer import Img2ImgMixer
 def test_naive_formulation_equals_the_mixer() -> None:
     torch.manual_seed(0)
     net = Img2ImgMixer((64, 48), 3, 3, 4, 32, 3, 4)
-    naive = benchmark.NaiveMixer(net)
+    naive = measurements.NaiveMixer(net)
     image = torch.rand(2, 3, 64, 48)
     outputs = {}
     gradients = {}
@@ -35,45 +35,47 @@ def test_naive_formulation_equals_the_mixer() -> None:
 
 def test_ratio_is_taken_round_by_round() -> None:
     """The machine becomes four times as slow between and within rounds; a ratio of medians says 8."""
-    ours = benchmark.Timing.of([1.0, 1.0, 4.0])
-    naive = benchmark.Timing.of([2.0, 8.0, 8.0])
+    ours = measurements.Timing.of([1.0, 1.0, 4.0])
+    naive = measurements.Timing.of([2.0, 8.0, 8.0])
     assert naive.over(ours) == 2.0
     assert naive.median_ms / ours.median_ms == 8.0
 
 
 def test_default_mixer_equals_the_naive_formulation() -> None:
-    net = benchmark.build("img2img_mixer", 256)
+    net = measurements.build("img2img_mixer", 256)
     assert isinstance(net, Img2ImgMixer)
     image = torch.rand(1, 3, 256, 256)
     with torch.no_grad():
-        torch.testing.assert_close(net(image), benchmark.NaiveMixer(net)(image), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            net(image), measurements.NaiveMixer(net)(image), rtol=0, atol=1e-5
+        )
 
 
 def test_gflops_of_the_default_mixer_by_hand() -> None:
     H, W, C, f, P = 64, 64, 128, 4, 4
     products = 16 * 2 * f * H * W * C * (H + W + C)  # two per MLP, dim x f dim each
     products += H * W * C * (3 * P * P + C * P * P) + (H * P) * (W * P) * C * 3
-    assert benchmark.count_gflops("img2img_mixer", 256) == pytest.approx(2e-9 * products)
+    assert measurements.count_gflops("img2img_mixer", 256) == pytest.approx(2e-9 * products)
 
 
 def test_time_in_turns_takes_turns() -> None:
     order: list[str] = []
     tasks = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
-    timings = benchmark.time_in_turns(tasks, torch.device("cpu"), repeats=2, limit_s=1.0)
+    timings = measurements.time_in_turns(tasks, torch.device("cpu"), repeats=2, limit_s=1.0)
     assert order == ["a", "b"] * 3  # one round uncounted
     assert all(t.q1_ms <= t.median_ms <= t.q3_ms for t in timings.values())
 
 
 def test_time_limit_stops_after_three_rounds() -> None:
     calls: list[int] = []
-    benchmark.time_in_turns({"a": lambda: calls.append(1)}, torch.device("cpu"), 50, limit_s=0.0)
+    measurements.time_in_turns({"a": lambda: calls.append(1)}, torch.device("cpu"), 50, limit_s=0.0)
     assert len(calls) == 1 + 3
 
 
 @pytest.fixture
 def tiny_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "MATMUL_SIDE", {"cpu": 64})
-    monkeypatch.setattr(benchmark, "COPY_NUMBERS", 1 << 10)
+    monkeypatch.setattr(measurements, "MATMUL_SIDE", {"cpu": 64})
+    monkeypatch.setattr(measurements, "COPY_NUMBERS", 1 << 10)
 
 
 @pytest.mark.usefixtures("tiny_machine")
@@ -108,7 +110,7 @@ def test_report_has_every_figure(
 
 
 def test_memory_is_measured_in_a_fresh_process() -> None:
-    peaks = benchmark.peak_memory_mb("img2img_mixer_c64_f4", "float32", torch.device("cpu"), 64)
+    peaks = measurements.peak_memory_mb("img2img_mixer_c64_f4", "float32", torch.device("cpu"), 64)
     if sys.platform != "linux":
         assert peaks == {"forward": None, "train_step": None}
         return
@@ -131,13 +133,13 @@ def test_a_mode_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.nn.Module, "compile", no_compiler)
     options = benchmark.parse_options(["--img_size", "32", "--repeats", "1"])
-    machine = benchmark.Machine(torch.device("cpu"))
-    row = benchmark.measure_network("dncnn", "float32", "compiled", machine, options)
+    machine = measurements.Machine(torch.device("cpu"))
+    row = measurements.measure_network("dncnn", "float32", "compiled", machine, options)
     assert row["error"] == "RuntimeError: no C++ compiler"
 
 
 def test_time_limit_ends_what_takes_too_long() -> None:
-    with pytest.raises(TimeoutError, match=r"longer than 0\.05 s"), benchmark.time_limit(0.05):
+    with pytest.raises(TimeoutError, match=r"longer than 0\.05 s"), measurements.time_limit(0.05):
         time.sleep(5)
 
     def wrapped() -> None:
@@ -146,11 +148,11 @@ def test_time_limit_ends_what_takes_too_long() -> None:
         except TimeoutError as error:
             raise RuntimeError("the compiler's own words") from error
 
-    with pytest.raises(TimeoutError, match="compiling"), benchmark.time_limit(0.05):
+    with pytest.raises(TimeoutError, match="compiling"), measurements.time_limit(0.05):
         wrapped()
-    with pytest.raises(RuntimeError, match="its own fault"), benchmark.time_limit(5):
+    with pytest.raises(RuntimeError, match="its own fault"), measurements.time_limit(5):
         raise RuntimeError("its own fault")
-    with benchmark.time_limit(0.05):
+    with measurements.time_limit(0.05):
         pass
     time.sleep(0.1)  # no alarm outlives its block
 
@@ -160,10 +162,10 @@ def test_repeated_blocks_are_compiled_each(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda self, **options: compiled.append(type(self).__name__)
     )
-    benchmark.compile_network(Img2ImgMixer(16, 3, 3, 4, 8, 3, 2))
+    measurements.compile_network(Img2ImgMixer(16, 3, 3, 4, 8, 3, 2))
     assert compiled == ["MixerLayer"] * 3
     compiled.clear()
-    benchmark.compile_network(benchmark.build("unet", 32))
+    measurements.compile_network(measurements.build("unet", 32))
     assert compiled == ["UNet"]
 
 
