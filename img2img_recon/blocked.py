@@ -214,9 +214,11 @@ def keep_freed_memory() -> None:
     torch.empty(31 << 20, dtype=torch.uint8)
 
 
-def _hidden_buffer(layout: _Layout, hidden_dim: int, dtype: torch.dtype, elements: int) -> Tensor:
-    """The scratch buffer shaped as one block's hidden layer; its length is a block's length."""
-    _, count, _, *columns = layout.shape
+def _hidden_buffer(
+    shape: Sequence[int], hidden_dim: int, dtype: torch.dtype, elements: int
+) -> Tensor:
+    """The scratch buffer shaped as the hidden layer of one block of a layout; its length is a block's length."""
+    _, count, _, *columns = shape
     of_one = [hidden_dim, *columns]
     per_block = min(count, max(1, elements // math.prod(of_one)))
     return _scratch("hidden", (per_block, *of_one), dtype)
@@ -318,30 +320,90 @@ def _mlp(
     layout = _Layout.of(x, axis, len(w1))
     x_in = layout.view(x)
     out = torch.empty(layout.shape, dtype=x.dtype)
-    if x_in.ndim == 4:
-        b1, b2 = b1[:, None], b2[:, None]
-    elements = TRAINING_BLOCK_ELEMENTS if keeps else BLOCK_ELEMENTS
-    buffer = _hidden_buffer(layout, len(w1), x.dtype, elements)
-    per_block = len(buffer)
+    added = None if residual is None else layout.view(residual)
     kept = _Kept.of(x_in, len(w1)) if keeps else None
-    if kept is not None:
-        x_in, w1 = kept.x, torch.cat([w1, weights.b1[:, None]], 1)
-    hidden_blocks = None if kept is None else _blocks(kept.hidden, per_block)
-    added_blocks = None if residual is None else _blocks(layout.view(residual), per_block)
-    blocks = zip(_blocks(x_in, per_block), _blocks(out, per_block), strict=True)
+    if kept is None:
+        _write_mlp(out, x_in, w1, w2, b1=b1, b2=b2, added=added)
+    else:
+        w1_b1 = torch.cat([w1, b1[:, None]], 1)
+        _write_mlp(out, kept.x, w1_b1, w2, b2=b2, added=added, kept=kept.hidden)
+    return layout.undo(out, x.shape), layout, kept
+
+
+def _write_mlp(
+    out: Tensor,
+    x: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    *,
+    b1: Tensor | None = None,
+    b2: Tensor | None = None,
+    added: Tensor | None = None,
+    kept: Tensor | None = None,
+) -> None:
+    """Write W2 gelu(W1 x [+ b1]) [+ b2 [+ added]] to `out`, and what GELU takes to `kept`, all in one layout."""
+    if x.ndim == 4:
+        b1, b2 = (b if b is None else b[:, None] for b in (b1, b2))
+    elements = BLOCK_ELEMENTS if kept is None else TRAINING_BLOCK_ELEMENTS
+    buffer = _hidden_buffer(x.shape, len(w1), x.dtype, elements)
+    per_block = len(buffer)
+    hidden_blocks = None if kept is None else _blocks(kept, per_block)
+    added_blocks = None if added is None else _blocks(added, per_block)
+    blocks = zip(_blocks(x, per_block), _blocks(out, per_block), strict=True)
     for position, (x_block, out_block) in enumerate(blocks):
         activated = buffer[: len(x_block)]
-        if hidden_blocks is None:
-            hidden = _mix(x_block, w1, out=activated).add_(b1)
-        else:
-            hidden = _mix(x_block, w1, out=hidden_blocks[position])
+        hidden = activated if hidden_blocks is None else hidden_blocks[position]
+        _mix(x_block, w1, out=hidden)
+        if b1 is not None:
+            hidden.add_(b1)
         torch.ops.aten.gelu.out(hidden, out=activated)
-        if added_blocks is None:
-            out_block.copy_(b2)
-        else:
+        if b2 is not None and added_blocks is not None:
             torch.add(added_blocks[position], b2, out=out_block)
-        _mix(activated, w2, out=out_block, adds=True)
-    return layout.undo(out, x.shape), layout, kept
+        elif b2 is not None:
+            out_block.copy_(b2)
+        _mix(activated, w2, out=out_block, adds=b2 is not None)
+
+
+def mixes_tokens_at_once(x: Tensor, residual: Tensor, wide_weight: Tensor) -> bool:
+    """Whether `blocked_token_mixing` can run and is the faster way: without a gradient, on a large grid.
+
+    Args:
+        x: what is mixed.
+        residual: what the result is added to.
+        wide_weight: (wide, H), w1 of the MLP along height.
+    """
+    return (
+        not torch.is_grad_enabled()
+        and runs_blocked(x, wide_weight)
+        and pays_off(x, wide_weight)
+        and result_dtype(x) == x.dtype == residual.dtype
+        and x.dtype.itemsize >= 4  # in half precision a sum of weights would lose digits
+        and _Layout.of(x, 1, len(wide_weight)).columnwise
+    )
+
+
+def blocked_token_mixing(
+    x: Tensor, residual: Tensor, height: MLPWeights, width: MLPWeights
+) -> Tensor:
+    """Compute residual + the MLP along width of the MLP along height, where `mixes_tokens_at_once` says so.
+
+    Two columns of the grid more take ones and the bias of the MLP along height. The product with
+    [w1 b1 w1.sum(1)] along width then adds both biases: a pass over its hidden layer and one over the
+    volume are saved.
+
+    Shapes: (B, H, W, C) each -> (B, H, W, C).
+    """
+    B, H, W, C = x.shape
+    height, width = height.to(x.dtype), width.to(x.dtype)
+    layout = _Layout.of(x, 1, len(height.w1))
+    columns = x.new_empty((B, W + 2, H, C))
+    _write_mlp(columns[:, :W], layout.view(x), height.w1, height.w2, b1=height.b1)
+    columns[:, W] = 1
+    columns[:, W + 1] = height.b2[:, None]
+    w1 = torch.cat([width.w1, width.b1[:, None], width.w1.sum(1, keepdim=True)], 1)
+    out = x.new_empty((B, H, W, C))
+    _write_mlp(out, columns.transpose(1, 2), w1, width.w2, b2=width.b2, added=residual)
+    return out
 
 
 class _BlockedMLP(torch.autograd.Function):
@@ -370,7 +432,7 @@ class _BlockedMLP(torch.autograd.Function):
         w1, w2, *kept = ctx.saved_tensors
         layout = ctx.layout
         grad_in = grad.new_empty(layout.shape)
-        buffer = _hidden_buffer(layout, len(w1), grad.dtype, TRAINING_BLOCK_ELEMENTS)
+        buffer = _hidden_buffer(layout.shape, len(w1), grad.dtype, TRAINING_BLOCK_ELEMENTS)
         hidden_dim, dim = w1.shape
         grad_w1_b1 = _WeightGradient("w1", (hidden_dim, dim + 1), buffer)
         grad_w2 = _WeightGradient("w2", (dim, hidden_dim), buffer)

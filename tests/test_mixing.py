@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from img2img_recon import blocked
+from img2img_recon import blocked, mixing
 from img2img_recon.blocked import plain_formulation
 from img2img_recon.errors import InputError
 from img2img_recon.mixer import Img2ImgMixer
@@ -285,6 +285,86 @@ def test_mixer_layer_order_is_height_width_then_channels() -> None:
     y = x + transposed_mlp(w, transposed_mlp(h, layer.token_norm(x), 1), 2)
     y = y + transposed_mlp(c, layer.channel_norm(y), 3)
     torch.testing.assert_close(layer(x), y)
+
+
+def random_layer() -> MixerLayer:
+    """A layer in float64 whose every parameter, biases among them, counts."""
+    torch.manual_seed(0)
+    layer = MixerLayer((6, 5), 7, 2).double()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    return layer
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_inference_mixes_tokens_at_once(
+    batch: int, transposed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both biases go through the product along width: equal to the formula, whatever the strides."""
+    layer = random_layer()
+    x = torch.randn(batch, 6, 5, 7, dtype=torch.float64)
+    if transposed:
+        x = x.transpose(1, 2).contiguous().transpose(1, 2)
+    ran: list[int] = []
+    at_once = mixing.blocked_token_mixing
+    monkeypatch.setattr(
+        mixing, "blocked_token_mixing", lambda *given: ran.append(1) or at_once(*given)
+    )
+    with torch.no_grad():
+        got = layer(x)
+        h, w, c = layer.height_mixing, layer.width_mixing, layer.channel_mixing
+        assert isinstance(h, AxisMLP)
+        assert isinstance(w, AxisMLP)
+        y = x + transposed_mlp(w, transposed_mlp(h, layer.token_norm(x), 1), 2)
+        y = y + transposed_mlp(c, layer.channel_norm(y), 3)
+    assert ran == [1]
+    torch.testing.assert_close(got, y, rtol=1e-11, atol=1e-11)
+    layer(x)  # with gradients: one MLP after the other
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        layer.float()(x.float())
+    assert ran == [1]
+
+
+def test_inference_on_a_batch_of_small_images() -> None:
+    """Large enough as a batch for the blocked formulation, each image too small to go column by column."""
+    torch.manual_seed(0)
+    layer = MixerLayer((16, 12), 64, 2)
+    x = torch.randn(8, 16, 12, 64)
+    with torch.no_grad():
+        got = layer(x)
+        assert blocked.pays_off(x, torch.empty(32, 16))
+        with plain_formulation():
+            torch.testing.assert_close(got, layer(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("name", ["height_mixing", "width_mixing"])
+@pytest.mark.parametrize("when", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_on_token_mixing_are_called_in_inference(name: str, when: str) -> None:
+    layer = random_layer()
+    called: list[nn.Module] = []
+    module = getattr(layer, name)
+    getattr(module, when)(lambda hooked, *given: called.append(hooked))
+    with torch.no_grad():
+        layer(torch.randn(1, 6, 5, 7, dtype=torch.float64))
+    assert called == [module]
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_replaced_token_mixing_is_run_in_inference() -> None:
+    class Doubled(AxisMLP):
+        def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+            return 2 * x if residual is None else residual + 2 * x
+
+    layer = random_layer()
+    layer.height_mixing, layer.width_mixing = Doubled(6, 3, 1), Doubled(5, 3, 2)
+    x = torch.randn(1, 6, 5, 7, dtype=torch.float64)
+    with torch.no_grad():
+        mixed = x + 4 * layer.token_norm(x)
+        expected = layer.channel_mixing(layer.channel_norm(mixed), residual=mixed)
+        torch.testing.assert_close(layer(x), expected)
 
 
 def test_unknown_token_mixing_is_named() -> None:
