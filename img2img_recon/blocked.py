@@ -3,9 +3,10 @@
 In the plain formulation the hidden layer of an MLP (f times the volume: 8 MB for 64 x 64 x 128 with
 f = 4) travels to memory and back around GELU. Here an MLP runs over one block of its batch axes at a time,
 through a hidden buffer that stays in cache and is kept between calls. Adding the wide layer's bias in
-place, in cache, beats `addmm`, which first copies the bias over its whole output. Training keeps the
-hidden layer before GELU and nothing else of that size: computing GELU again costs less than storing its
-result. The output projection likewise keeps its wide layer in a block, and normalises what comes of it
+place, in cache, beats `addmm`, which first copies the bias over its whole output; where the input is copied
+anyway, ones appended to it make the bias a part of the product (height and width mixing in inference,
+every MLP in training). Training keeps that input and the hidden layer before GELU: computing GELU
+again costs less than storing its result. The output projection likewise keeps its wide layer in a block, and normalises what comes of it
 instead of the layer itself.
 """
 
