@@ -3,11 +3,11 @@
 In the plain formulation the hidden layer of an MLP (f times the volume: 8 MB for 64 x 64 x 128 with
 f = 4) travels to memory and back around GELU. Here an MLP runs over one block of its batch axes at a time,
 through a hidden buffer that stays in cache and is kept between calls. Adding the wide layer's bias in
-place, in cache, beats `addmm`, which first copies the bias over its whole output; where the input is copied
-anyway, ones appended to it make the bias a part of the product (height and width mixing in inference,
-every MLP in training). Training keeps that input and the hidden layer before GELU: computing GELU
-again costs less than storing its result. The output projection likewise keeps its wide layer in a block, and normalises what comes of it
-instead of the layer itself.
+place, in cache, beats `addmm`, which first copies the bias over its whole output; where ones can be
+appended to the input for little, they make the bias a part of the product (width mixing in inference,
+every MLP in training). Training keeps that input and the hidden layer before GELU: computing GELU again
+costs less than storing its result. The output projection likewise keeps its wide layer in a block, and
+normalises what comes of it instead of the layer itself.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ TRAINING_BLOCK_ELEMENTS = 1 << 21
 # of small matrices that stay in a core's own cache are then faster than one wide product.
 MATRIX_ELEMENTS = 1 << 17
 # Hidden elements of a whole MLP up to which the plain formulation is faster: all of it is in cache anyway.
-PLAIN_ELEMENTS = 1 << 17
-# The same in training, where blocks cost more operations.
-TRAINING_PLAIN_ELEMENTS = 1 << 19
+PLAIN_ELEMENTS = 1 << 19
 
 _local = threading.local()
 
@@ -75,8 +73,7 @@ def pays_off(x: Tensor, wide_weight: Tensor) -> bool:
         x: what is mapped.
         wide_weight: (wide, dim), the weight that leads to the wide layer.
     """
-    limit = TRAINING_PLAIN_ELEMENTS if torch.is_grad_enabled() else PLAIN_ELEMENTS
-    if x.numel() // wide_weight.shape[1] * wide_weight.shape[0] > limit:
+    if x.numel() // wide_weight.shape[1] * wide_weight.shape[0] > PLAIN_ELEMENTS:
         return True
     # Whatever its size, the plain formulation computes in half precision, which may be emulated.
     return not has_units_for(result_dtype(x))
