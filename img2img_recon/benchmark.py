@@ -139,17 +139,21 @@ def format_report(report: Mapping[str, Any]) -> str:
             f"(largest output difference {naive['largest_output_difference']:.1e}, matrix-multiply "
             f"peak {naive['matmul_peak_gflops']:.0f} GFLOP/s)",
         ]
-        lines += [
-            f"  {kind:<11}naive {_quartiles(naive[kind]['naive'])}, ours {_quartiles(naive[kind]['ours'])}: "
-            f"{naive[kind + '_ratio']:.2f}x, {100 * naive[kind + '_share_of_peak']:.0f} % of the peak"
-            for kind in TASKS
-        ]
+        for kind in (*TASKS, "forward_after_training"):
+            lines.append(
+                f"  {kind.replace('_', ' ')}: naive {_quartiles(naive[kind]['naive'])}, "
+                f"ours {_quartiles(naive[kind]['ours'])}: {naive[kind + '_ratio']:.2f}x, "
+                f"{100 * naive[kind + '_share_of_peak']:.0f} % of the peak"
+            )
         for kind in TASKS:
+            start = f"  {kind.replace('_', ' ')}, each in its own process: "
             if alone := naive.get(f"{kind}_alone"):
                 lines.append(
-                    f"  {kind:<11}each in its own process: naive {_quartiles(alone['naive']['time'])}, "
+                    f"{start}naive {_quartiles(alone['naive']['time'])}, "
                     f"ours {_quartiles(alone['ours']['time'])}: {alone['ratio']:.2f}x by shares of the peak"
                 )
+            elif error := naive.get(f"{kind}_alone_error"):
+                lines.append(f"{start}did not run: {error}")
     by_dtype = {naive["dtype"]: naive["forward"]["ours"]["median_ms"] for naive in report["naive"]}
     if {"float32", "bfloat16"} <= by_dtype.keys():
         lines.append(

@@ -14,6 +14,7 @@ import torch
 from img2img_recon import benchmark, measurements
 from img2img_recon.errors import InputError
 from img2img_recon.mixer import Img2ImgMixer
+from img2img_recon.processes import call_in_fresh_process
 
 
 def test_naive_formulation_equals_the_mixer() -> None:
@@ -102,11 +103,41 @@ def test_report_has_every_figure(
     float32 = report["naive"][0]
     assert float32["dtype"] == "float32"
     assert float32["largest_output_difference"] < 1e-5
+    for figure in ("forward", "train_step", "forward_after_training"):
+        assert float32[f"{figure}_ratio"] > 0
+        assert float32[f"{figure}_share_of_peak"] > 0
+    for figure in ("forward", "train_step"):
+        alone = float32[f"{figure}_alone"]
+        assert alone["ratio"] == alone["naive"]["in_matmuls"] / alone["ours"]["in_matmuls"]
     assert report["where_time_goes"]["forward"]["matrix products"] > 0
     printed = capsys.readouterr()
     assert "img2img_mixer" in printed.out
     assert "% of the peak" in printed.out
+    assert "forward after training: naive" in printed.out
+    assert printed.out.count("each in its own process: naive") == 2
     assert "img2img_mixer, float32, eager" in printed.err
+
+
+def test_a_call_in_a_fresh_process_returns_or_says_why() -> None:
+    assert call_in_fresh_process("operator", "add", 2, 3) == 5
+    with pytest.raises(RuntimeError, match=r"^ZeroDivisionError: [^\n]*$"):
+        call_in_fresh_process("operator", "floordiv", 2, 0)
+    with pytest.raises(RuntimeError, match="ended with 3"):
+        call_in_fresh_process("os", "_exit", 3)
+
+
+@pytest.mark.usefixtures("tiny_machine")
+def test_a_process_that_fails_loses_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*given: object) -> None:
+        raise RuntimeError("ended with -9, out of memory?")
+
+    monkeypatch.setattr(measurements, "call_in_fresh_process", killed)
+    words = "--models img2img_mixer --img_size 32 --repeats 1 --modes eager --dtypes float32"
+    report = benchmark.run_benchmark(benchmark.parse_options(words.split()))
+    assert report["rows"][0]["peak_memory_mb"] == {"forward": None, "train_step": None}
+    said = benchmark.format_report(report)
+    assert "forward, each in its own process: did not run: ended with -9" in said
+    assert "forward: naive" in said
 
 
 def test_memory_is_measured_in_a_fresh_process() -> None:
