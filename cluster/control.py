@@ -14,7 +14,7 @@ from cluster.grid import Run, Sweep, by_shape
 from cluster.jobs import TrainingJob
 from cluster.queues import Cluster, JobState
 from cluster.resources import Resources
-from img2img_recon.errors import InputError
+from img2img_recon.support.errors import InputError
 
 State = Literal["missing", "pending", "running", "done", "failed"]
 STATES: tuple[State, ...] = ("done", "running", "pending", "failed", "missing")

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cluster.grid import Run
-from img2img_recon.errors import InputError
+from img2img_recon.support.errors import InputError
 
 PASSES_PER_STEP = 3
 # Published images per second, and the network of the zoo that they were measured with.
@@ -61,7 +61,7 @@ def _network(name: str, options: str) -> tuple[int, float]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from img2img_recon.zoo import build_model
+    from img2img_recon.networks.zoo import build_model
 
     given: dict[str, Any] = json.loads(options)
     height, width = given.pop("image")
@@ -88,7 +88,7 @@ def network_cost(
     Raises:
         InputError: no such network, or an option that it lacks.
     """
-    from img2img_recon.zoo import complete_config
+    from img2img_recon.networks.zoo import complete_config
 
     complete = complete_config(name, {"in_chans": channels, "out_chans": channels, **given}, size)
     image = complete.get("img_size", size)
@@ -105,7 +105,7 @@ def cost(run: Run) -> Cost:
     Raises:
         InputError: no such network, or an option that it lacks.
     """
-    from img2img_recon.flags import OPTION_FLAGS
+    from img2img_recon.training.options import OPTION_FLAGS
 
     model = str(run.config.get("model", "img2img_mixer"))
     images = _train_images(run)

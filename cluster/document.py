@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from img2img_recon.errors import InputError
+from img2img_recon.support.errors import InputError
 
 Place = tuple[str | int, ...]
 

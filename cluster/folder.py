@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from img2img_recon.errors import InputError
-from img2img_recon.files import locked, writable_folder, write_json
-from img2img_recon.runs import RunFolder
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.files import locked, writable_folder, write_json
+from img2img_recon.training.run_folder import RunFolder
 
 KEPT_ATTEMPTS = 20
 

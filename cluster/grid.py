@@ -29,8 +29,8 @@ import yaml
 from cluster import tasks
 from cluster.document import Document, Place, read_document, spell
 from cluster.resources import Resources, check_placement, placement, shape_key
-from img2img_recon.errors import InputError
-from img2img_recon.runs import config_hash
+from img2img_recon.support.errors import InputError
+from img2img_recon.training.run_folder import config_hash
 
 SITE_FILE = Path("cluster_site.yaml")
 DATA_FLAGS = ("data_path", "pairs")

@@ -25,9 +25,9 @@ from typing import Any, ClassVar
 
 from cluster import tasks
 from cluster.folder import RunRecord, SweepFolder
-from img2img_recon.errors import InputError
-from img2img_recon.runs import RunFolder
-from img2img_recon.stopping import STOP_REQUEST, RunStopped
+from img2img_recon.support.errors import InputError
+from img2img_recon.training.preemption import STOP_REQUEST, RunStopped
+from img2img_recon.training.run_folder import RunFolder
 
 MAX_FAILURES = 3
 # An error that moves about (asynchronous CUDA errors do) shall not eat the queue either.

@@ -24,9 +24,9 @@ from cluster.jobs import ScriptJob
 from cluster.queues import Cluster
 from cluster.resources import Resources, check_placement, placement
 from cluster.tasks import PACKAGES, plain
-from img2img_recon.cli import flag, parse_config, run_script, underscore_flags
-from img2img_recon.errors import InputError
-from img2img_recon.runs import config_hash
+from img2img_recon.support.cli import flag, parse_config, run_script, underscore_flags
+from img2img_recon.support.errors import InputError
+from img2img_recon.training.run_folder import config_hash
 
 PROJECT = Path(__file__).resolve().parent.parent
 LAUNCHES = Path("launches")

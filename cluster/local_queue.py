@@ -18,8 +18,8 @@ from cluster.folder import SweepFolder
 from cluster.jobs import TrainingJob
 from cluster.queues import Cluster, JobState, job_command
 from cluster.resources import Resources
-from img2img_recon.errors import InputError
-from img2img_recon.files import write_json
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.files import write_json
 
 STOP_S = 30
 QUEUED, ENDED_HERE = "queued", "ended"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from img2img_recon.errors import InputError
-from img2img_recon.runs import config_hash
+from img2img_recon.support.errors import InputError
+from img2img_recon.training.run_folder import config_hash
 
 
 @dataclass(frozen=True)

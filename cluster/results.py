@@ -11,8 +11,8 @@ from typing import Any
 
 from cluster.folder import SweepFolder
 from cluster.grid import Run
-from img2img_recon.files import atomic_path
-from img2img_recon.runs import RunFolder
+from img2img_recon.support.files import atomic_path
+from img2img_recon.training.run_folder import RunFolder
 
 FIRST_COLUMNS = ("id", "task", "model", "parameters", "train_images", "seed")
 PLAIN_METRICS = ("parameters", "fit_seconds", "protocol", "scored_on", "sigma")

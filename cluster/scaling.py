@@ -11,8 +11,8 @@ import numpy as np
 
 from cluster.grid import Plot, Sweep
 from cluster.results import Table
-from img2img_recon.errors import InputError
-from img2img_recon.files import atomic_path
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.files import atomic_path
 
 EXPONENTS = np.geomspace(0.01, 5, 240)
 LEVEL = 0.95
@@ -216,7 +216,7 @@ def draw(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from img2img_recon.plots import label_of
+    from img2img_recon.figures import label_of
 
     lines = lines_of(table, plot)
     figure = Figure(figsize=(6, 4.2), layout="constrained")

@@ -15,7 +15,7 @@ from cluster.folder import SweepFolder
 from cluster.jobs import TrainingJob
 from cluster.queues import JobState, job_command
 from cluster.resources import Resources
-from img2img_recon.errors import InputError
+from img2img_recon.support.errors import InputError
 
 # SLURM's states of a job that will not go on by itself.
 ENDED = (

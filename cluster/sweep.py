@@ -25,9 +25,9 @@ from cluster.folder import SweepFolder
 from cluster.grid import SITE_FILE, Sweep, by_shape, read_sweep
 from cluster.queues import Cluster
 from cluster.slurm_queue import sbatch_header
-from img2img_recon.cli import flag, parse_config, run_script
-from img2img_recon.errors import InputError
-from img2img_recon.files import write_json
+from img2img_recon.support.cli import flag, parse_config, run_script
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.files import write_json
 
 SWEEPS_FOLDER = Path("sweeps_out")
 SHIPPED = Path(__file__).resolve().parent / "sweeps"

@@ -13,7 +13,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from img2img_recon.errors import InputError
+from img2img_recon.support.errors import InputError
 
 PACKAGES = {
     "mri": "fastmri_plugin",

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from img2img_recon.errors import InputError
+from img2img_recon.support.errors import InputError
 from img2img_recon.wrappers import AnySize
 
 # A convolutional network would take a picture of any size whole, and memory with it: a larger one

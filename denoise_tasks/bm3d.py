@@ -23,9 +23,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from img2img_recon.errors import InputError
-from img2img_recon.processes import available_cores, map_in_processes
-from img2img_recon.progress import Track, silent
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.processes import available_cores, map_in_processes
+from img2img_recon.support.progress import Track, silent
 
 Variant = Literal["cbm3d", "channelwise"]
 NoiseKind = Literal["white", "camera"]

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from denoise_tasks.noise import Protocol, check_sigma
-from img2img_recon import flags
-from img2img_recon.cli import flag
-from img2img_recon.errors import InputError
-from img2img_recon.flags import TrainingFlags
-from img2img_recon.runs import config_hash
+from img2img_recon.support.cli import flag
+from img2img_recon.support.errors import InputError
+from img2img_recon.training import options as flags
+from img2img_recon.training.options import TrainingFlags
+from img2img_recon.training.run_folder import config_hash
 
 Task = Literal["gaussian", "sidd"]
 SIDD_VAL_SCENES = ("6", "9")

@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from denoise_tasks.images import PixelStore
 from denoise_tasks.noise import Image, noise_seed, noisy_copy, prepare_clean
-from img2img_recon.errors import InputError
-from img2img_recon.loading import (
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.seeds import seed_of
+from img2img_recon.training.batches import (
     ArrayLoader,
     SampleKey,
     ShuffledBatches,
@@ -23,7 +24,6 @@ from img2img_recon.loading import (
     batches_seen,
     one_thread,
 )
-from img2img_recon.seeds import seed_of
 
 ORIENTATIONS = 8
 

@@ -21,10 +21,10 @@ from denoise_tasks.picture_files import (
     read_picture,
     write_picture,
 )
-from img2img_recon.cli import flag, parse_config, run_script, underscore_flags
-from img2img_recon.errors import InputError
-from img2img_recon.files import writable_folder
-from img2img_recon.progress import bar
+from img2img_recon.support.cli import flag, parse_config, run_script, underscore_flags
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.files import writable_folder
+from img2img_recon.support.progress import bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -255,7 +255,7 @@ def denoise_files(config: DenoiseConfig) -> list[Path]:
     # The network and its packages: only now, so that a mistyped name is answered at once.
     from denoise_tasks.apply import denoise_pixels
     from denoise_tasks.inference import load_denoiser
-    from img2img_recon.training import pick_device
+    from img2img_recon.training.trainer import pick_device
 
     denoiser, device = load_denoiser(config.run), pick_device(config.accelerator)
     check_pictures(sources)
@@ -288,7 +288,7 @@ def denoise_benchmark(config: BenchmarkConfig) -> Path:
     noisy = sidd.read_benchmark(config.sidd_benchmark)
     from denoise_tasks.apply import denoise_pixels
     from denoise_tasks.inference import load_denoiser
-    from img2img_recon.training import pick_device
+    from img2img_recon.training.trainer import pick_device
 
     denoiser, device = load_denoiser(config.run), pick_device(config.accelerator)
     if denoiser.sigma is not None:

@@ -35,13 +35,13 @@ from denoise_tasks.noise import Protocol, check_sigma
 from denoise_tasks.panels import denoising_panel
 from denoise_tasks.picture_files import check_picture, list_pictures
 from denoise_tasks.sidd import list_pairs, list_sidd, read_validation
-from img2img_recon.cli import flag, parse_config, run_script
-from img2img_recon.errors import InputError
-from img2img_recon.execution import say
-from img2img_recon.files import atomic_path, writable_folder, write_json
-from img2img_recon.plots import label_of
-from img2img_recon.progress import bar, silent
-from img2img_recon.training import pick_device
+from img2img_recon.figures import label_of
+from img2img_recon.support.cli import flag, parse_config, run_script
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.files import atomic_path, writable_folder, write_json
+from img2img_recon.support.progress import bar, silent
+from img2img_recon.training.runner import say
+from img2img_recon.training.trainer import pick_device
 
 OUTPUTS = ("results.json", "results.csv", "results.md")
 SPLIT_KEYS = ("data_path", "pairs", "val_scenes", "val_share", "test_share", "split_seed")

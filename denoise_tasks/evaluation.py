@@ -21,9 +21,9 @@ from denoise_tasks.inference import Denoiser
 from denoise_tasks.noise import finish, image_units, noise_seed, noisy_copy, prepare_clean
 from denoise_tasks.picture_files import read_picture
 from denoise_tasks.sidd import Pair
-from img2img_recon.errors import InputError
 from img2img_recon.metrics import image_scores
-from img2img_recon.progress import Track, silent
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.progress import Track, silent
 
 SSIM_SETTINGS = (
     "SSIM: scikit-image, Gaussian window (sigma 1.5, 11 x 11), use_sample_covariance=False, data_range 1, "

@@ -44,14 +44,14 @@ from denoise_tasks.inference import build_module, load_denoiser
 from denoise_tasks.noise import PAPER_CROP, finish
 from denoise_tasks.panels import denoising_panel
 from denoise_tasks.sidd import Pair, list_pairs, list_sidd, split_scenes
-from img2img_recon.errors import InputError
-from img2img_recon.execution import Parts, Say, count_parameters, say_nothing, track_of
 from img2img_recon.metrics import image_scores
-from img2img_recon.progress import Track
-from img2img_recon.runs import RunFolder
-from img2img_recon.seeds import seed_of
-from img2img_recon.training import compile_networks, make_trainer, pick_device
-from img2img_recon.zoo import complete_config, list_models
+from img2img_recon.networks.zoo import complete_config, list_models
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.progress import Track
+from img2img_recon.support.seeds import seed_of
+from img2img_recon.training.run_folder import RunFolder
+from img2img_recon.training.runner import Parts, Say, count_parameters, say_nothing, track_of
+from img2img_recon.training.trainer import compile_networks, make_trainer, pick_device
 
 PANELS = 8
 MIN_SCORED = 11  # side of SSIM's window

@@ -15,10 +15,10 @@ import numpy as np
 
 from denoise_tasks.noise import centre
 from denoise_tasks.picture_files import list_pictures, read_picture
-from img2img_recon.errors import InputError
-from img2img_recon.files import cache_dir, locked, make_folder_once, write_json
-from img2img_recon.progress import Track, silent
-from img2img_recon.seeds import seed_of
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.files import cache_dir, locked, make_folder_once, write_json
+from img2img_recon.support.progress import Track, silent
+from img2img_recon.support.seeds import seed_of
 
 T = TypeVar("T")
 R = TypeVar("R")

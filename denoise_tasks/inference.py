@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from denoise_tasks.module import DenoisingModule
-from img2img_recon.training import load_weights, read_run
+from img2img_recon.training.checkpoints import load_weights, read_run
 
 TASKS = ("gaussian", "sidd")
 

@@ -14,9 +14,9 @@ from torchmetrics import MeanMetric
 
 from denoise_tasks.data import EvalBatch, TrainBatch
 from denoise_tasks.noise import add_noise
-from img2img_recon.training import one_cycle
+from img2img_recon.networks.zoo import build_model
+from img2img_recon.training.trainer import one_cycle
 from img2img_recon.wrappers import AnySize, Residual
-from img2img_recon.zoo import build_model
 
 
 def build_denoiser(model: str, options: Mapping[str, Any], residual: bool) -> nn.Module:

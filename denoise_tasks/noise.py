@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from img2img_recon.errors import InputError
-from img2img_recon.seeds import seed_of
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.seeds import seed_of
 
 Protocol = Literal["paper", "standard"]
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)

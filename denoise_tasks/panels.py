@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from img2img_recon.errors import InputError
-from img2img_recon.files import atomic_path
+from img2img_recon.figures import DOTS_PER_INCH, PANEL_INCHES, label_of
 from img2img_recon.metrics import image_psnr
-from img2img_recon.plots import DOTS_PER_INCH, PANEL_INCHES, label_of
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.files import atomic_path
 
 ZOOM = 4
 

@@ -24,8 +24,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, TiffImagePlugin, TiffTags
 
-from img2img_recon.errors import InputError
-from img2img_recon.files import atomic_path
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.files import atomic_path
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")

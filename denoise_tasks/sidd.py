@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denoise_tasks.picture_files import list_pictures, picture_size
-from img2img_recon.errors import InputError
-from img2img_recon.files import atomic_path
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.files import atomic_path
 
 Blocks = NDArray[np.uint8]
 

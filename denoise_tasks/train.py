@@ -14,9 +14,9 @@ from rich.table import Table
 
 from denoise_tasks.config import TrainConfig
 from denoise_tasks.experiment import Setup, build, describe, prepare, score
-from img2img_recon.cli import parse_config, run_script
-from img2img_recon.execution import execute, is_first_process, say
-from img2img_recon.plots import label_of
+from img2img_recon.figures import label_of
+from img2img_recon.support.cli import parse_config, run_script
+from img2img_recon.training.runner import execute, is_first_process, say
 
 
 def train(config: TrainConfig) -> dict[str, Any]:

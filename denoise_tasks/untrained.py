@@ -20,12 +20,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from img2img_recon.cli import flag, parse_config, run_script
-from img2img_recon.errors import InputError
-from img2img_recon.files import atomic_path, locked, writable_folder, write_json
-from img2img_recon.plots import label_of
-from img2img_recon.progress import bar, silent
-from img2img_recon.runs import config_hash, environment
+from img2img_recon.figures import label_of
+from img2img_recon.support.cli import flag, parse_config, run_script
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.files import atomic_path, locked, writable_folder, write_json
+from img2img_recon.support.progress import bar, silent
+from img2img_recon.training.run_folder import config_hash, environment
 
 if TYPE_CHECKING:
     import torch
@@ -296,7 +296,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
 def main(words: Sequence[str] | None = None) -> None:
     """Check, fit, draw, print the table."""
     config = parse_config(UntrainedConfig, words)
-    from img2img_recon.training import pick_device
+    from img2img_recon.training.trainer import pick_device
 
     settings = config.settings()
     device = pick_device(config.accelerator)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denoise_tasks.untrained_study import TARGET_LABELS, TARGETS, Fit, Image, Scene, Target, psnr_of
-from img2img_recon.errors import InputError
-from img2img_recon.files import atomic_path
-from img2img_recon.plots import DOTS_PER_INCH, label_of
+from img2img_recon.figures import DOTS_PER_INCH, label_of
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

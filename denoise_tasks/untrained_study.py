@@ -35,12 +35,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from denoise_tasks.noise import image_units
-from img2img_recon.errors import InputError
-from img2img_recon.files import atomic_path
-from img2img_recon.plots import label_of
-from img2img_recon.progress import Track, silent
-from img2img_recon.runs import config_hash
-from img2img_recon.zoo import build_model, model_config
+from img2img_recon.figures import label_of
+from img2img_recon.networks.zoo import build_model, model_config
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.files import atomic_path
+from img2img_recon.support.progress import Track, silent
+from img2img_recon.training.run_folder import config_hash
 
 Image = NDArray[np.float32]
 Target = Literal["image", "noise", "noisy"]

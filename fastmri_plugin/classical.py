@@ -29,10 +29,10 @@ import numpy as np
 
 from fastmri_plugin.transforms import combine_coils, zero_filled_magnitude
 from fastmri_plugin.volumes import Challenge, VolumeInfo, center_crop, open_volume, read_target
-from img2img_recon.errors import InputError
 from img2img_recon.metrics import ssim
-from img2img_recon.processes import available_cores, map_in_processes
-from img2img_recon.progress import Track, silent
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.processes import available_cores, map_in_processes
+from img2img_recon.support.progress import Track, silent
 
 if TYPE_CHECKING:
     from sigpy.linop import Linop

@@ -11,11 +11,11 @@ import yaml
 
 from fastmri_plugin.classical import Method
 from fastmri_plugin.transforms import Sampling, usual_center_fraction
-from img2img_recon import flags
-from img2img_recon.cli import flag
-from img2img_recon.errors import InputError
-from img2img_recon.flags import TrainingFlags
-from img2img_recon.runs import config_hash
+from img2img_recon.support.cli import flag
+from img2img_recon.support.errors import InputError
+from img2img_recon.training import options as flags
+from img2img_recon.training.options import TrainingFlags
+from img2img_recon.training.run_folder import config_hash
 
 DIRS_FILE = Path("fastmri_dirs.yaml")
 

@@ -25,10 +25,10 @@ import numpy as np
 from fastmri_plugin.headers import Header, write_header
 from fastmri_plugin.making import centred_fft2, target_of, write_volume
 from fastmri_plugin.volumes import TARGET_KEYS, Challenge, crop_size
-from img2img_recon.cli import flag, parse_config, run_script
-from img2img_recon.errors import InputError
-from img2img_recon.files import writable_folder
-from img2img_recon.progress import Track, bar, silent
+from img2img_recon.support.cli import flag, parse_config, run_script
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.files import writable_folder
+from img2img_recon.support.progress import Track, bar, silent
 
 CONVERTED_SPLITS = ("train", "val")
 SOURCE_SUFFIXES = (".npy", ".npz", ".h5", ".hdf5")

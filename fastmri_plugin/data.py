@@ -19,8 +19,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from fastmri_plugin.volumes import TARGET_KEYS, Challenge, VolumeInfo
-from img2img_recon.errors import InputError
-from img2img_recon.loading import (
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.seeds import seed_of
+from img2img_recon.training.batches import (
     ArrayLoader,
     SampleKey,
     ShuffledBatches,
@@ -28,7 +29,6 @@ from img2img_recon.loading import (
     batches_seen,
     one_thread,
 )
-from img2img_recon.seeds import seed_of
 
 MAX_OPEN_FILES = 8
 

@@ -26,9 +26,9 @@ from fastmri_plugin.making import (
     write_volume,
 )
 from fastmri_plugin.volumes import TARGET_KEYS, Challenge
-from img2img_recon.errors import InputError
-from img2img_recon.files import cache_dir, make_folder_once
-from img2img_recon.progress import Track, silent
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.files import cache_dir, make_folder_once
+from img2img_recon.support.progress import Track, silent
 
 DEMO_VERSION = 1
 TEST_ACCELERATIONS = (4, 8)

@@ -22,10 +22,10 @@ from fastmri_plugin.scoring import (
     scores_json,
 )
 from fastmri_plugin.volumes import TARGET_KEYS, Challenge
-from img2img_recon.cli import flag, parse_config, run_script
-from img2img_recon.errors import InputError
-from img2img_recon.files import write_json
-from img2img_recon.progress import bar
+from img2img_recon.support.cli import flag, parse_config, run_script
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.files import write_json
+from img2img_recon.support.progress import bar
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,11 @@ from fastmri_plugin.data import SliceDataModule, SliceDataset, most_common_size,
 from fastmri_plugin.demo_data import demo_folder
 from fastmri_plugin.module import build_module, build_transform, model_options
 from fastmri_plugin.volumes import VolumeInfo, list_volumes, split_folder
-from img2img_recon.errors import InputError
-from img2img_recon.execution import Parts, Say, count_parameters, say_nothing, track_of
-from img2img_recon.progress import Track
-from img2img_recon.runs import RunFolder
-from img2img_recon.training import (
-    compile_networks,
-    make_trainer,
-)
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.progress import Track
+from img2img_recon.training.run_folder import RunFolder
+from img2img_recon.training.runner import Parts, Say, count_parameters, say_nothing, track_of
+from img2img_recon.training.trainer import compile_networks, make_trainer
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import Literal, get_args
 
 from fastmri_plugin.submission import MaskOf, check_submission, stored_mask, write_submission
 from fastmri_plugin.volumes import TARGET_KEYS, Challenge, VolumeInfo, list_volumes, split_folder
-from img2img_recon.cli import flag, parse_config, run_script
-from img2img_recon.errors import InputError
-from img2img_recon.progress import bar
+from img2img_recon.support.cli import flag, parse_config, run_script
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.progress import bar
 
 Split = Literal["test", "challenge", "val"]
 
@@ -70,7 +70,7 @@ def export(
         raise InputError(f"--out: {out} exists; give --overwrite to replace it")
     # Lightning and the networks: only an export needs them.
     from fastmri_plugin.inference import load_reconstructor, reconstruct_volumes
-    from img2img_recon.training import pick_device
+    from img2img_recon.training.trainer import pick_device
 
     reconstructor = load_reconstructor(checkpoint)
     if reconstructor.challenge != config.challenge:

@@ -31,10 +31,10 @@ from fastmri_plugin.volumes import (
     list_volumes,
     split_folder,
 )
-from img2img_recon.cli import flag, parse_config, run_script
-from img2img_recon.errors import InputError
-from img2img_recon.files import make_folder_once, write_json
-from img2img_recon.progress import Track, bar, silent
+from img2img_recon.support.cli import flag, parse_config, run_script
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.files import make_folder_once, write_json
+from img2img_recon.support.progress import Track, bar, silent
 
 MANIFEST = "MANIFEST.json"
 MANIFEST_VERSION = 1

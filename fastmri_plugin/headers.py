@@ -5,7 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 
-from img2img_recon.errors import InputError
+from img2img_recon.support.errors import InputError
 
 NAMESPACE = "http://www.ismrm.org/ISMRMRD"
 GYROMAGNETIC_RATIO_HZ_PER_T = 42_577_478.5

@@ -15,9 +15,9 @@ from fastmri_plugin.data import SliceDataset, volume_loader
 from fastmri_plugin.module import build_module, build_transform
 from fastmri_plugin.transforms import Sampling
 from fastmri_plugin.volumes import Challenge, VolumeInfo
-from img2img_recon.errors import InputError
-from img2img_recon.progress import Track, silent
-from img2img_recon.training import load_weights, read_run
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.progress import Track, silent
+from img2img_recon.training.checkpoints import load_weights, read_run
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from fastmri_plugin.transforms import (
     zero_filled_magnitude,
 )
 from fastmri_plugin.volumes import TARGET_KEYS, Challenge, crop_size, open_volume
-from img2img_recon.files import atomic_path
+from img2img_recon.support.files import atomic_path
 
 
 def centred_fft2(image: np.ndarray) -> np.ndarray:

@@ -15,11 +15,11 @@ from fastmri_plugin.config import FASTMRI_MODELS
 from fastmri_plugin.lightning2 import on_lightning2
 from fastmri_plugin.transforms import ImageSample, ImageTransform
 from fastmri_plugin.volumes import Challenge
-from img2img_recon.errors import InputError
 from img2img_recon.losses import ssim_loss
-from img2img_recon.training import one_cycle
+from img2img_recon.networks.zoo import build_model, complete_config, list_models
+from img2img_recon.support.errors import InputError
+from img2img_recon.training.trainer import one_cycle
 from img2img_recon.wrappers import AnySize, Normalized
-from img2img_recon.zoo import build_model, complete_config, list_models
 
 FASTMRI_OPTIONS: dict[str, dict[str, Any]] = {
     "fastmri_unet": {"chans": 32, "num_pool_layers": 4, "drop_prob": 0.0},
@@ -47,7 +47,7 @@ class _ImageModule(MriModule):
 
     Args:
         network: name of a network of the zoo.
-        options: its constructor's arguments, complete (`img2img_recon.zoo.model_config`).
+        options: its constructor's arguments, complete (`img2img_recon.networks.zoo.model_config`).
         lr: highest learning rate of Adam.
         lr_interval: "epoch" as the paper steps its one-cycle schedule, or "step".
         num_log_images: validation images to log.

@@ -20,8 +20,8 @@ from fastmri_plugin.volumes import (
     split_folder,
     write_reconstruction,
 )
-from img2img_recon.plots import reconstruction_panel
-from img2img_recon.training import pick_device
+from img2img_recon.figures import reconstruction_panel
+from img2img_recon.training.trainer import pick_device
 
 SUBMISSION = "submission.zip"
 

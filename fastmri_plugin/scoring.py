@@ -24,9 +24,9 @@ from fastmri_plugin.volumes import (
     open_volume,
     read_reconstruction,
 )
-from img2img_recon.errors import InputError
 from img2img_recon.metrics import volume_scores
-from img2img_recon.progress import Track, silent
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.progress import Track, silent
 
 if TYPE_CHECKING:
     from rich.table import Table

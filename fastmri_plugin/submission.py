@@ -24,9 +24,9 @@ from fastmri_plugin.volumes import (
     open_volume,
     read_reconstruction,
 )
-from img2img_recon.errors import InputError
-from img2img_recon.files import atomic_path
-from img2img_recon.progress import Track, silent
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.files import atomic_path
+from img2img_recon.support.progress import Track, silent
 
 MaskOf = Callable[[VolumeInfo], "np.ndarray | None"]
 Reconstructions = Path | Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]]

@@ -24,12 +24,12 @@ from fastmri_plugin.volumes import (
     write_reconstruction,
     write_reconstructions,
 )
-from img2img_recon.cli import parse_config, run_script
-from img2img_recon.errors import InputError
-from img2img_recon.execution import execute, is_first_process, say, track_of
-from img2img_recon.files import make_folder_once
-from img2img_recon.runs import RunFolder
-from img2img_recon.training import pick_device
+from img2img_recon.support.cli import parse_config, run_script
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.files import make_folder_once
+from img2img_recon.training.run_folder import RunFolder
+from img2img_recon.training.runner import execute, is_first_process, say, track_of
+from img2img_recon.training.trainer import pick_device
 
 
 def train(config: TrainConfig) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from fastmri.data.subsample import MaskFunc, create_mask_for_mask_type
 
 from fastmri_plugin.volumes import Challenge, VolumeInfo, center_crop, crop_size, open_volume
-from img2img_recon.errors import InputError
+from img2img_recon.support.errors import InputError
 
 MASK_TYPES = ("random", "equispaced_fraction", "equispaced", "magic", "magic_fraction")
 

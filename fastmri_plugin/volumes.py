@@ -14,9 +14,9 @@ import h5py
 import numpy as np
 
 from fastmri_plugin.headers import read_header
-from img2img_recon.errors import InputError
-from img2img_recon.files import atomic_path, cache_dir, write_json
-from img2img_recon.progress import Track, silent
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.files import atomic_path, cache_dir, write_json
+from img2img_recon.support.progress import Track, silent
 
 Challenge = Literal["singlecoil", "multicoil"]
 TARGET_KEYS: dict[str, str] = {

@@ -6,12 +6,12 @@
 Importing this needs torch alone; the U-Net also needs fastmri, when it is built.
 """
 
-from img2img_recon.errors import InputError
 from img2img_recon.losses import SSIMLoss
-from img2img_recon.mixer import Img2ImgMixer
-from img2img_recon.reference import load_reference_checkpoint
+from img2img_recon.networks.mixer import Img2ImgMixer
+from img2img_recon.networks.published import load_reference_checkpoint
+from img2img_recon.networks.zoo import build_model, list_models, model_config
+from img2img_recon.support.errors import InputError
 from img2img_recon.wrappers import AnySize, Normalized, Residual
-from img2img_recon.zoo import build_model, list_models, model_config
 
 __all__ = [
     "AnySize",

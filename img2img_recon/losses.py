@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from img2img_recon.errors import InputError
+from img2img_recon.support.errors import InputError
 
 
 def ssim(

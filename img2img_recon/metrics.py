@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from img2img_recon.errors import InputError
+from img2img_recon.support.errors import InputError
 
 Volume = NDArray[np.floating]
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from img2img_recon.errors import InputError
+from img2img_recon.support.errors import InputError
 
 
 class Padding(NamedTuple):

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from img2img_recon.files import write_json
-from img2img_recon.runs import RunFolder
+from img2img_recon.support.files import write_json
+from img2img_recon.training.run_folder import RunFolder
 
 
 def train(config: dict[str, Any], folder: RunFolder) -> None:
@@ -21,7 +21,7 @@ def train(config: dict[str, Any], folder: RunFolder) -> None:
 
     A file `slow` in the sweep's folder holds the seconds per step; `behave` maps a seed to raise, kill.
     """
-    from img2img_recon.stopping import STOP_REQUEST, RunStopped
+    from img2img_recon.training.preemption import STOP_REQUEST, RunStopped
 
     sweep = folder.path.parent.parent
     plan = json.loads((sweep.parent / "plan.json").read_text())
@@ -70,8 +70,8 @@ def note(folder: RunFolder, what: str) -> None:
 def train_until_warned_twice(config: dict[str, Any], folder: RunFolder) -> None:
     """The true training; in its first two attempts it waits for the warning at a step of its own."""
     from cluster import tasks
-    from img2img_recon.stopping import STOP_REQUEST
-    from img2img_recon.training import RunCheckpoints
+    from img2img_recon.training.checkpoints import RunCheckpoints
+    from img2img_recon.training.preemption import STOP_REQUEST
 
     sweep = folder.path.parent.parent
     record = json.loads((sweep / "records" / f"{folder.path.name}.json").read_text())

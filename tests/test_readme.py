@@ -167,7 +167,7 @@ def test_links_lead_somewhere():
         ("denoise_tasks/untrained", "--image"),
         ("cluster/sweep", "submit"),
         ("cluster/launch", "--nodes"),
-        ("cluster/local_slurm", "install"),
+        ("tests/slurm/local_slurm", "install"),
     ],
 )
 def test_help(name, flag, script):

@@ -1,0 +1,130 @@
+"""Files that are whole or absent, and the user's cache folder."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from img2img_recon.support.errors import InputError
+
+CACHE_VARIABLE = "IMG2IMG_CACHE"
+
+
+def cache_dir(*parts: str) -> Path:
+    """A folder (made if need be) in the user's cache: `$IMG2IMG_CACHE`, else `$XDG_CACHE_HOME`, else `~/.cache`."""
+    own = os.environ.get(CACHE_VARIABLE)
+    shared = os.environ.get("XDG_CACHE_HOME")
+    root = (
+        Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "img2img_recon"
+    )
+    folder = root.expanduser().joinpath(*parts)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: the cache folder cannot be made ({error.strerror}); "
+            f"set {CACHE_VARIABLE} to a writable folder"
+        ) from None
+    return folder
+
+
+def writable_folder(folder: Path, flag: str) -> Path:
+    """Make `folder` if need be and prove that it can be written to; `flag` is named in the error."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{flag}: {folder} cannot be written to ({error.strerror})") from None
+    return folder
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well.
+
+    The data reach the disk before the name changes, so that a reader (or a run resumed after a power
+    cut) finds the old file or the new one, never half of either.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        # mkstemp makes files private; a result is as readable as any file the user makes.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+@contextmanager
+def locked(path: Path, wait_s: float, busy: str) -> Iterator[None]:
+    """Hold the lock file `path`; the lock goes with the process, so a killed one leaves none behind.
+
+    Args:
+        path: the file; it stays, empty.
+        wait_s: how long to wait for another process that holds it.
+        busy: what the error says when that was in vain.
+
+    Raises:
+        InputError: not free within `wait_s`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise InputError(busy) from None
+                time.sleep(0.02)
+            except OSError as error:
+                # Some network file systems know no locks.
+                raise InputError(f"{path}: cannot be locked ({error.strerror})") from None
+        yield
+
+
+def make_folder_once(folder: Path, fill: Callable[[Path], None]) -> Path:
+    """Return `folder`, filled by `fill(temporary_folder)` if it is not there yet.
+
+    Two processes may call this at once: each fills its own temporary folder, the first to finish gives
+    it the name and the other's is thrown away. An interrupted call leaves no half-filled folder behind.
+    """
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        fill(temporary)
+        temporary.chmod(0o755)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder

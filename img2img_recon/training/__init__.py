@@ -1,0 +1,1 @@
+"""One training run, whatever the task: options, run folder, batches, checkpoints, trainer."""

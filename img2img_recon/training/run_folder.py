@@ -1,0 +1,209 @@
+"""The run folder: everything a training run makes, and all that is needed to repeat it.
+
+RUN/config.json          the resolved configuration; a folder belongs to one configuration
+RUN/environment.json     git revision, package versions, machine
+RUN/checkpoints/         best.ckpt, last.ckpt
+RUN/logs/                TensorBoard and CSV
+RUN/reconstructions/     volumes or images
+RUN/figures/
+RUN/metrics.json         written last: a run with it is finished
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.files import locked, writable_folder, write_json
+
+RECORDED_PACKAGES = (
+    "torch",
+    "fastmri",
+    "pytorch-lightning",
+    "numpy",
+    "h5py",
+    "sigpy",
+    "scikit-image",
+    "bm3d",
+    "submitit",
+)
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Ten hexadecimal digits that tell configurations apart, independent of the order of their keys."""
+    text = json.dumps(config, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def environment() -> dict[str, Any]:
+    """Git revision of the project, package versions and the kind of machine."""
+    here = Path(__file__).resolve().parents[2]
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here), *words],
+                capture_output=True,
+                text=True,
+                timeout=20,
+                check=True,
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    revision = git("rev-parse", "HEAD")
+    versions: dict[str, str | None] = {}
+    for name in RECORDED_PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "git_revision": revision,
+        "git_dirty": None if revision is None else bool(git("status", "--porcelain")),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "packages": versions,
+    }
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside one run's folder."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """The results; its presence says that the run is finished."""
+        return self.path / "metrics.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of best.ckpt and last.ckpt."""
+        return self.path / "checkpoints"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The newest state, from which the run resumes."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The state with the best validation score."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def figures(self) -> Path:
+        """Folder of PNG panels."""
+        return self.path / "figures"
+
+    @property
+    def reconstructions(self) -> Path:
+        """Folder of reconstructed volumes or images."""
+        return self.path / "reconstructions"
+
+    def config(self) -> dict[str, Any]:
+        """The stored configuration.
+
+        Raises:
+            InputError: the folder is no run folder.
+        """
+        try:
+            return json.loads(self.config_file.read_text())
+        except FileNotFoundError:
+            raise InputError(f"{self.path}: no run folder (it holds no config.json)") from None
+        except ValueError:
+            raise InputError(f"{self.config_file}: not valid JSON") from None
+
+    def metrics(self) -> dict[str, Any] | None:
+        """The stored results, None while the run is not finished."""
+        try:
+            return json.loads(self.metrics_file.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def claim(self, config: Mapping[str, Any], dry: bool = False) -> None:
+        """Make the folder this configuration's, or find that it already is.
+
+        Args:
+            config: the resolved configuration.
+            dry: only check; write nothing.
+
+        Raises:
+            InputError: it belongs to another configuration (the differing keys are named), holds other
+                files, or cannot be written to. Nothing in it is changed then.
+        """
+        wanted = json.loads(json.dumps(config, default=str))
+        if self.config_file.exists():
+            stored = self.config()
+            differing = sorted(
+                key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key)
+            )
+            if differing:
+                key = differing[0]
+                more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+                raise InputError(
+                    f"--run_dir: {self.path} belongs to another configuration "
+                    f"({key}: {stored.get(key)!r} there, {wanted.get(key)!r} here{more}); "
+                    "give another --run_dir or the same flags"
+                )
+            return
+        own = ("environment.json",)  # left behind by a run killed while it claimed the folder
+        if self.path.is_dir() and any(
+            item.name not in own and not item.name.startswith(".") for item in self.path.iterdir()
+        ):
+            raise InputError(
+                f"--run_dir: {self.path} holds files but no config.json; give a new or empty folder"
+            )
+        if dry:
+            return
+        writable_folder(self.path, "--run_dir")
+        write_json(self.config_file, wanted)
+        write_json(self.path / "environment.json", environment())
+
+    def remove_leftovers(self) -> None:
+        """Delete temporaries that killed writers left; only for who holds the lock."""
+        for leftover in self.path.rglob(".*.*.*"):
+            if leftover.is_file():
+                leftover.unlink()
+
+    def is_locked(self) -> bool:
+        """Whether a process works in the folder."""
+        if not (self.path / ".lock").exists():
+            return False
+        try:
+            with self.locked():
+                return False
+        except InputError:
+            return True
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from working in the folder at the same time.
+
+        The lock goes with the process, so a killed run leaves none behind.
+        """
+        writable_folder(self.path, "--run_dir")
+        busy = f"--run_dir: another process is working in {self.path}"
+        with locked(self.path / ".lock", 0, busy):
+            yield

@@ -1,0 +1,235 @@
+"""What every task's training shares: checkpoints, resuming, determinism, clipping, the Lightning trainer."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, RichProgressBar, TQDMProgressBar
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.plugins.environments import SLURMEnvironment
+from pytorch_lightning.strategies import DDPStrategy, Strategy
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.seeds import seed_of
+from img2img_recon.training.checkpoints import AtomicCheckpointIO, RunCheckpoints
+from img2img_recon.training.run_folder import RunFolder
+
+
+def pick_device(accelerator: str) -> torch.device:
+    """`auto` is the GPU where there is one."""
+    if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise InputError(
+            f"--accelerator: given {accelerator}, but torch sees no GPU; allowed here: auto, cpu"
+        )
+    return torch.device("cuda")
+
+
+class SeedEachBatch(Callback):
+    """Seeds torch anew for every training batch, so that no generator's state has to survive a kill.
+
+    What a network draws (dropout, noise) then depends on the seed, the process, the epoch and the batch
+    only, and a resumed run draws what the unbroken one does.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed by process, epoch and batch."""
+        torch.manual_seed(
+            seed_of("batch", self.seed, trainer.global_rank, trainer.current_epoch, batch_idx)
+        )
+
+
+class ClipGradients(Callback):
+    """Scales the gradient down to a norm; the paper's recipe clips the L1 norm, which Lightning cannot."""
+
+    def __init__(self, max_norm: float, norm_type: float) -> None:
+        self.max_norm = max_norm
+        self.norm_type = norm_type
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Clip, after accumulation and unscaling."""
+        nn.utils.clip_grad_norm_(module.parameters(), self.max_norm, norm_type=self.norm_type)
+
+
+class AverageBuffers(Callback):
+    """Averages floating-point buffers (batch-norm statistics) over the processes before validation.
+
+    DDP would broadcast them at every forward pass, a collective call that hangs as soon as one process
+    validates more slices than another.
+    """
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """All processes take the mean."""
+        if trainer.world_size == 1:
+            return
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))
+
+
+def one_cycle(optimizer: torch.optim.Optimizer, max_lr: float, total_steps: int) -> LRScheduler:
+    """Linear one-cycle schedule: up to `max_lr` over the first 30 %, then down to almost nothing."""
+    return OneCycleLR(
+        optimizer,
+        max_lr=max_lr,
+        total_steps=total_steps,
+        anneal_strategy="linear",
+        cycle_momentum=False,
+    )
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """What a task passes through to the Lightning trainer; see the flags of the training scripts."""
+
+    max_epochs: int
+    precision: str = "32-true"
+    accelerator: str = "auto"
+    devices: str = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float = 0.0
+    gradient_clip_norm_type: float = 2.0
+    checkpoint_every_n_steps: int = 0
+    check_val_every_n_epoch: int = 1
+    seed: int = 42
+    monitor: str = "validation_loss"
+    monitor_mode: str = "min"
+    progress: bool = True
+
+
+def _devices(given: str) -> str | int | list[int]:
+    if given == "auto":
+        return given
+    try:
+        numbers = [int(part) for part in given.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--devices: given {given}, allowed: auto, a number of devices, or their indices as 0,1"
+        ) from None
+    return numbers if "," in given else numbers[0]
+
+
+def _strategy(given: str, devices: str | int | list[int], num_nodes: int) -> str | Strategy:
+    """`given`, with plain DDP set up so that uneven volumes cannot hang it (see `AverageBuffers`)."""
+    count = len(devices) if isinstance(devices, list) else devices
+    if count in ("auto", -1):
+        count = torch.cuda.device_count()
+    several = num_nodes > 1 or (isinstance(count, int) and count > 1)
+    if given == "ddp" or (given == "auto" and several):
+        return DDPStrategy(broadcast_buffers=False)
+    return given
+
+
+def make_trainer(
+    run: RunFolder,
+    config: Mapping[str, Any],
+    options: TrainerOptions,
+    callbacks: Sequence[Callback] = (),
+) -> pl.Trainer:
+    """A Lightning trainer that logs to the run folder and can be killed and resumed at any moment.
+
+    Args:
+        run: where checkpoints and logs go; nothing is written before training starts.
+        config: the run's resolved configuration, kept in every checkpoint.
+        options: Lightning's settings.
+        callbacks: the task's own.
+
+    Raises:
+        InputError: an option that Lightning refuses, with its reason.
+    """
+    quiet_lightning()
+    devices = _devices(options.devices)
+    own: list[Callback] = [
+        SeedEachBatch(options.seed),
+        AverageBuffers(),
+        RunCheckpoints(
+            run, options.monitor, options.monitor_mode, options.checkpoint_every_n_steps
+        ),
+    ]
+    if options.gradient_clip_val > 0:
+        own.append(ClipGradients(options.gradient_clip_val, options.gradient_clip_norm_type))
+    if options.progress:
+        own.append(_progress_bar())
+    try:
+        return pl.Trainer(
+            max_epochs=options.max_epochs,
+            precision=options.precision,  # type: ignore[arg-type]
+            accelerator=options.accelerator,
+            devices=devices,
+            num_nodes=options.num_nodes,
+            strategy=_strategy(options.strategy, devices, options.num_nodes),
+            accumulate_grad_batches=options.accumulate_grad_batches,
+            check_val_every_n_epoch=options.check_val_every_n_epoch,
+            logger=[
+                TensorBoardLogger(run.path, name="logs", version="tensorboard"),
+                CSVLogger(run.path, name="logs", version=_next_csv(run)),
+            ],
+            plugins=[AtomicCheckpointIO(config), *_cluster_plugins()],
+            callbacks=[*own, *callbacks],
+            default_root_dir=run.path,
+            # Our samplers know the processes; a second sampler on top would tear volumes apart.
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            enable_progress_bar=options.progress,
+            enable_model_summary=False,
+            log_every_n_steps=10,
+        )
+    except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
+        given = ", ".join(
+            f"--{name} {getattr(options, name)}"
+            for name in ("accelerator", "devices", "num_nodes", "strategy", "precision")
+        )
+        reason = " ".join(str(error).split())
+        raise InputError(f"Lightning refuses {given}: {reason}") from None
+
+
+def _cluster_plugins() -> list[SLURMEnvironment]:
+    """Under SLURM, Lightning's place in it without Lightning's own requeueing: the job sees to that."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
+def _next_csv(run: RunFolder) -> str:
+    """A new name each time: Lightning's CSV logger empties a folder that a resumed run finds."""
+    return f"csv-{sum(1 for _ in (run.path / 'logs').glob('csv-*'))}"
+
+
+def quiet_lightning() -> None:
+    """Keep Lightning's advertisements and notes on its own defaults off the terminal."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    warnings.filterwarnings("ignore", module="lightning_utilities")
+    warnings.filterwarnings("ignore", module="lightning_fabric")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+
+
+def _progress_bar() -> Callback:
+    """Rich on a terminal; in a log file one line per epoch's refresh."""
+    return RichProgressBar() if sys.stderr.isatty() else TQDMProgressBar(refresh_rate=50)
+
+
+def compile_networks(module: nn.Module) -> None:
+    """Compile, in place and without renaming weights, every child that has parameters."""
+    for child in module.children():
+        if any(True for _ in child.parameters()):
+            child.compile()

@@ -1,0 +1,619 @@
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+
+from denoise_tasks.picture_files import (
+    ENDINGS,
+    MAX_PIXELS,
+    Metadata,
+    Picture,
+    check_picture,
+    list_pictures,
+    picture_header,
+    picture_size,
+    read_picture,
+    write_picture,
+)
+from img2img_recon.support.errors import InputError
+
+H, W = 37, 53
+SIXTEEN = (".png", ".tif", ".tiff")
+RNG = np.random.default_rng(0)
+COLOUR16 = RNG.integers(0, 65536, (H, W, 4), dtype=np.uint16)
+
+
+def smooth(channels: int = 3, height: int = H, width: int = W) -> np.ndarray:
+    """A picture without hard edges, uint8: lossy formats keep it closely."""
+    y, x = np.mgrid[:height, :width]
+    planes = [128 + 100 * np.sin(x / 9 + i) * np.cos(y / (7 + i)) for i in range(channels)]
+    return np.stack(planes, axis=2).round().astype(np.uint8)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    checksum = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + checksum
+
+
+def png(samples: np.ndarray, extra: bytes = b"", interlaced: bool = False) -> bytes:
+    """A PNG file made from the format's description, unfiltered; samples (H, W, C) of 8 or 16 bits."""
+    height, width, planes = samples.shape
+    stored = samples.astype(samples.dtype.newbyteorder(">"))
+    passes = [(0, 0, 1, 1)]
+    if interlaced:
+        passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4)]
+        passes += [(1, 0, 2, 2), (0, 1, 1, 2)]
+    lines = b"".join(
+        b"\0" + row.tobytes() for x, y, dx, dy in passes for row in stored[y::dy, x::dx]
+    )
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[planes]
+    depth = 8 * samples.dtype.itemsize
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, int(interlaced))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + extra
+        + chunk(b"IDAT", zlib.compress(lines))
+        + chunk(b"IEND", b"")
+    )
+
+
+def unpng(content: bytes) -> np.ndarray:
+    """Decode a PNG file, filters 0 to 4 byte by byte, as the format's description says."""
+    position, packed = 8, b""
+    while position < len(content):
+        length, kind = struct.unpack_from(">I4s", content, position)
+        body = content[position + 8 : position + 8 + length]
+        assert struct.unpack_from(">I", content, position + 8 + length)[0] == zlib.crc32(
+            kind + body
+        )
+        if kind == b"IHDR":
+            width, height, depth, colour_type, *rest = struct.unpack(">IIBBBBB", body)
+            assert rest == [0, 0, 0]
+        packed += body if kind == b"IDAT" else b""
+        position += length + 12
+    planes = {0: 1, 4: 2, 2: 3, 6: 4}[colour_type]
+    step, data = planes * depth // 8, zlib.decompress(packed)
+    rows, above = [], bytearray(width * step)
+    for y in range(height):
+        start = y * (width * step + 1)
+        method, row = data[start], bytearray(data[start + 1 : start + 1 + width * step])
+        for i in range(len(row)):
+            a = row[i - step] if i >= step else 0
+            b, c = above[i], above[i - step] if i >= step else 0
+            near = min((abs(b - c), 0, a), (abs(a - c), 1, b), (abs(a + b - 2 * c), 2, c))[2]
+            row[i] = (row[i] + (0, a, b, (a + b) // 2, near)[method]) % 256
+        rows.append(bytes(row))
+        above = row
+    samples = np.frombuffer(b"".join(rows), ">u2" if depth == 16 else np.uint8)
+    return samples.reshape(height, width, planes)
+
+
+def agrees_with_header(path: Path) -> Picture:
+    picture = read_picture(path)
+    header = picture_header(path)
+    assert (header.height, header.width, header.channels) == picture.pixels.shape
+    assert picture_size(path) == picture.pixels.shape
+    assert header.bits == picture.bits
+    assert header.alpha == (picture.alpha is not None)
+    assert check_picture(path) == header
+    assert picture.pixels.dtype == np.float32
+    return picture
+
+
+CASES = [
+    case
+    for case in product(ENDINGS, (8, 16), (1, 3), (False, True))
+    if not (case[3] and case[0] in (".jpg", ".jpeg", ".bmp"))
+]
+
+
+@pytest.mark.parametrize(("ending", "bits", "channels", "alpha"), CASES)
+def test_round_trip(tmp_path: Path, ending: str, bits: int, channels: int, alpha: bool) -> None:
+    path = tmp_path / f"picture{ending}"
+    dtype: Any = np.uint8 if bits == 8 else np.uint16
+    samples = (
+        smooth(4) if ending.startswith(".jp") else COLOUR16 if bits == 16 else COLOUR16 >> 8
+    ).astype(dtype)
+    largest = np.iinfo(dtype).max
+    pixels = samples[..., :channels] / np.float32(largest)
+    opacity = samples[..., 3] / np.float32(largest) if alpha else None
+    write_picture(path, pixels, Picture(pixels, opacity, bits))
+    picture = agrees_with_header(path)
+    kept = 16 if bits == 16 and ending in SIXTEEN else 8
+    assert picture.bits == kept
+    grey_is_colour = ending == ".webp" or (alpha and kept == 16 and ending.startswith(".tif"))
+    assert picture.pixels.shape[2] == (3 if channels == 3 or grey_is_colour else 1)
+    if ending.startswith(".jp"):
+        assert np.abs(picture.pixels - pixels).max() < 0.03
+        return
+    limit = 0 if kept == bits else 0.5 / 255 + 1e-6
+    assert np.abs(picture.pixels - pixels).max() <= limit
+    if opacity is not None and picture.alpha is not None:
+        assert np.abs(picture.alpha - opacity).max() <= limit
+
+
+@pytest.mark.parametrize("planes", [1, 2, 3, 4])
+def test_16_bit_png_and_tiff_against_other_decoders(tmp_path: Path, planes: int) -> None:
+    samples = COLOUR16[..., :planes]
+    channels = 1 if planes <= 2 else 3
+    pixels = samples[..., :channels] / np.float32(65535)
+    alpha = samples[..., -1] / np.float32(65535) if planes in (2, 4) else None
+    like = Picture(pixels, alpha, 16)
+    write_picture(tmp_path / "a.png", pixels, like)
+    assert np.array_equal(unpng((tmp_path / "a.png").read_bytes()), samples)
+    with Image.open(tmp_path / "a.png") as image:
+        shown = np.asarray(image)
+        if shown.dtype == np.uint8:  # Pillow's own 8-bit view of it: the high bytes
+            high = (samples >> 8).astype(np.uint8)
+            assert np.array_equal(shown, high if planes != 2 else high[..., [0, 0, 0, 1]])
+    write_picture(tmp_path / "a.tif", pixels, like)
+    wanted = samples[..., [0, 0, 0, 1]] if planes == 2 else samples.squeeze()
+    assert np.array_equal(tifffile.imread(tmp_path / "a.tif"), wanted)
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("planes", [1, 2, 3, 4])
+def test_reads_16_bit_png_of_others(tmp_path: Path, planes: int, interlaced: bool) -> None:
+    samples = COLOUR16[..., :planes]
+    (tmp_path / "a.png").write_bytes(png(samples, interlaced=interlaced))
+    picture = agrees_with_header(tmp_path / "a.png")
+    channels = 1 if planes <= 2 else 3
+    assert np.array_equal(picture.pixels, samples[..., :channels] / np.float32(65535))
+    if picture.alpha is not None:
+        assert np.array_equal(picture.alpha, samples[..., -1] / np.float32(65535))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"byteorder": ">"},
+        {"tile": (16, 16)},
+        {"compression": "zlib"},
+        {"compression": "zlib", "byteorder": ">"},
+        {"bigtiff": True},
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_reads_tiff_of_others(tmp_path: Path, dtype: Any, options: dict[str, Any]) -> None:
+    largest = np.float32(np.iinfo(dtype).max)
+    samples = (COLOUR16 >> (0 if dtype == np.uint16 else 8)).astype(dtype)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, samples[..., :3], photometric="rgb", **options)
+    assert np.array_equal(agrees_with_header(path).pixels, samples[..., :3] / largest)
+    tifffile.imwrite(
+        path, samples, photometric="rgb", extrasamples=["unassalpha"], **(options | {"tile": None})
+    )
+    picture = agrees_with_header(path)
+    assert picture.alpha is not None
+    assert np.array_equal(picture.pixels, samples[..., :3] / largest)
+    assert np.array_equal(picture.alpha, samples[..., 3] / largest)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_tiff_with_white_as_zero(tmp_path: Path, dtype: Any, compression: str | None) -> None:
+    samples = COLOUR16[..., 0].astype(dtype)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, samples, photometric="miniswhite", compression=compression)
+    largest = np.iinfo(dtype).max
+    wanted = (largest - samples) / np.float32(largest)
+    assert np.array_equal(agrees_with_header(path).pixels[..., 0], wanted)
+
+
+def test_tiff_whose_colours_are_multiplied_with_alpha(tmp_path: Path) -> None:
+    alpha = np.full((H, W), 40000, np.uint16)
+    colours = COLOUR16[..., :3] // 2
+    samples = np.dstack([np.minimum(colours, 40000), alpha])
+    tifffile.imwrite(tmp_path / "a.tif", samples, photometric="rgb", extrasamples=["assocalpha"])
+    picture = agrees_with_header(tmp_path / "a.tif")
+    assert np.allclose(picture.pixels, samples[..., :3] / 40000, atol=1e-5)
+
+
+def test_lzw_of_16_bits(tmp_path: Path) -> None:
+    Image.fromarray(COLOUR16[..., 0]).save(tmp_path / "a.tif", compression="tiff_lzw")
+    wanted = COLOUR16[..., :1] / np.float32(65535)
+    assert np.array_equal(agrees_with_header(tmp_path / "a.tif").pixels, wanted)
+
+
+def test_palette_one_bit_and_transparent_colour(tmp_path: Path) -> None:
+    image = Image.fromarray(smooth())
+    reduced = image.quantize(16)
+    for name in ("a.png", "a.bmp", "a.tif"):
+        reduced.save(tmp_path / name)
+        wanted = np.asarray(reduced.convert("RGB")) / np.float32(255)
+        assert np.array_equal(agrees_with_header(tmp_path / name).pixels, wanted)
+    reduced.save(tmp_path / "clear.png", transparency=3)
+    alpha = agrees_with_header(tmp_path / "clear.png").alpha
+    assert alpha is not None
+    assert np.array_equal(alpha == 0, np.asarray(reduced) == 3)
+    one_bit = image.convert("1")
+    for name in ("b.png", "b.bmp", "b.tif"):
+        one_bit.save(tmp_path / name)
+        picture = agrees_with_header(tmp_path / name)
+        assert np.array_equal(picture.pixels[..., 0], np.asarray(one_bit).astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("planes", [1, 3])
+def test_png_colour_that_means_transparent(tmp_path: Path, dtype: Any, planes: int) -> None:
+    samples = COLOUR16[..., :planes].astype(dtype)
+    key = samples[5, 6]
+    (tmp_path / "a.png").write_bytes(
+        png(samples, chunk(b"tRNS", struct.pack(f">{planes}H", *key.tolist())))
+    )
+    picture = agrees_with_header(tmp_path / "a.png")
+    assert picture.alpha is not None
+    assert np.array_equal(picture.alpha == 0, np.all(samples == key, axis=2))
+    assert picture.alpha[5, 6] == 0
+
+
+# What a file says about its picture
+
+
+def exif_bytes(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    exif[0x0112] = orientation
+    exif[0x8769] = {0x9003: "2020:02:03 04:05:06", 0x829A: 0.004, 0x927C: b"note" * 9}
+    exif[0x8825] = {1: "N", 2: (47.0, 30.0, 12.5)}
+    return exif.tobytes()
+
+
+def described(image: Image.Image) -> None:
+    exif = image.getexif()
+    assert exif[0x010F] == "Maker"
+    assert exif.get_ifd(0x8769)[0x9003] == "2020:02:03 04:05:06"
+    assert float(exif.get_ifd(0x8769)[0x829A]) == pytest.approx(0.004)
+    assert tuple(map(float, exif.get_ifd(0x8825)[2])) == (47.0, 30.0, 12.5)
+
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6" '
+    b'tiff:Make="Maker"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+def saved(path: Path, samples: np.ndarray, **options: Any) -> None:
+    """By Pillow, losslessly where the format can."""
+    image = Image.fromarray(samples)
+    options |= {"lossless": True} if path.suffix == ".webp" else {}
+    options |= {"quality": 98, "subsampling": 0} if path.suffix == ".jpg" else {}
+    image.save(path, **options)
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".tif", ".webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation(tmp_path: Path, ending: str, orientation: int) -> None:
+    stored = smooth()
+    source, copy = tmp_path / f"a{ending}", tmp_path / f"b{ending}"
+    saved(source, stored, exif=exif_bytes(orientation))
+    # EXIF 2.32: where the stored first row and column lie in the upright picture.
+    upright = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.transpose(1, 0, 2),
+        6: stored.transpose(1, 0, 2)[:, ::-1],
+        7: stored.transpose(1, 0, 2)[::-1, ::-1],
+        8: stored.transpose(1, 0, 2)[::-1],
+    }[orientation]
+    picture = agrees_with_header(source)
+    tolerance = 10 / 255 if ending == ".jpg" else 0
+    assert picture.pixels.shape == upright.shape
+    assert np.abs(picture.pixels - upright / np.float32(255)).max() <= tolerance
+    write_picture(copy, picture.pixels, picture)
+    with Image.open(copy) as image:
+        image.load()
+        described(image)
+        assert image.getexif().get(0x0112, 1) == 1
+        again = np.asarray(ImageOps.exif_transpose(image)) / np.float32(255)
+    assert np.abs(again - picture.pixels).max() <= tolerance
+
+
+def test_xmp_of_a_png_that_holds_it_as_text(tmp_path: Path) -> None:
+    """Older programs put it into a zTXt chunk, which Pillow gives as str."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text("XML:com.adobe.xmp", XMP.decode(), zip=True)
+    saved(tmp_path / "a.png", smooth(), pnginfo=text, exif=exif_bytes(6))
+    picture = read_picture(tmp_path / "a.png")
+    assert b'tiff:Orientation="1"' in picture.metadata.xmp
+    write_picture(tmp_path / "b.png", picture.pixels, picture)
+    with Image.open(tmp_path / "b.png") as image:
+        assert b'tiff:Make="Maker"' in image.info["xmp"]
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_orientation_and_metadata_of_16_bits(tmp_path: Path, ending: str) -> None:
+    first = tmp_path / f"a{ending}"
+    pixels = COLOUR16[..., :3] / np.float32(65535)
+    metadata = Metadata(exif_bytes(6)[6:], XMP, PROFILE, (300.0, 150.0))
+    write_picture(first, pixels, Picture(pixels, None, 16, metadata))
+    picture = agrees_with_header(first)
+    assert np.array_equal(picture.pixels, pixels.transpose(1, 0, 2)[:, ::-1])
+    write_picture(tmp_path / f"b{ending}", picture.pixels, picture)
+    again = agrees_with_header(tmp_path / f"b{ending}")
+    assert np.array_equal(again.pixels, picture.pixels)
+    assert again.metadata.icc_profile == PROFILE
+    assert again.metadata.dpi == pytest.approx((300, 150), rel=1e-3)
+    assert b'tiff:Orientation="1"' in again.metadata.xmp
+    with Image.open(tmp_path / f"b{ending}") as image:
+        image.load()
+        described(image)
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".tif", ".webp", ".bmp"])
+def test_profile_resolution_and_texts_are_kept(tmp_path: Path, ending: str) -> None:
+    source, copy = tmp_path / f"a{ending}", tmp_path / f"b{ending}"
+    options: dict[str, Any] = {"dpi": (300, 300), "icc_profile": PROFILE, "exif": exif_bytes(1)}
+    if ending in (".jpg", ".webp"):
+        options["xmp"] = XMP
+    if ending == ".png":
+        texts = PngImagePlugin.PngInfo()
+        texts.add_text("Title", "a picture")
+        texts.add(b"gAMA", struct.pack(">I", 45455))
+        options["pnginfo"] = texts
+    saved(source, smooth(), **options)
+    picture = read_picture(source)
+    write_picture(copy, picture.pixels, picture)
+    with Image.open(source) as before, Image.open(copy) as after:
+        before.load()
+        after.load()
+        assert after.info.get("icc_profile") == before.info.get("icc_profile")
+        if ending != ".bmp":
+            assert after.info["icc_profile"] == PROFILE
+            described(after)
+        if ending != ".webp":
+            assert after.info["dpi"] == pytest.approx((300, 300), rel=1e-3)
+        if ending in (".jpg", ".webp"):
+            assert b'tiff:Make="Maker"' in after.info["xmp"]
+        if ending == ".png":
+            assert after.info["Title"] == "a picture"
+            assert after.info["gamma"] == pytest.approx(0.45455)
+
+
+def test_metadata_that_a_format_has_no_room_for_is_one_line(tmp_path: Path) -> None:
+    source, copy = tmp_path / "a.jpg", tmp_path / "b.jpg"
+    saved(source, smooth(), xmp=XMP)
+    picture = read_picture(source)
+    crowded = replace(picture, metadata=replace(picture.metadata, xmp=XMP * 400))
+    with pytest.raises(InputError, match=r"b\.jpg: cannot be written \(.*too long"):
+        write_picture(copy, picture.pixels, crowded)
+    assert not copy.exists()
+
+
+def test_exif_without_orientation_is_kept_to_the_byte(tmp_path: Path) -> None:
+    exif = exif_bytes(1)
+    saved(tmp_path / "a.jpg", smooth(), exif=exif)
+    picture = read_picture(tmp_path / "a.jpg")
+    write_picture(tmp_path / "b.jpg", picture.pixels, picture)
+    with Image.open(tmp_path / "b.jpg") as image:
+        assert image.info["exif"] == exif
+
+
+def test_profile_of_colour_is_not_put_on_a_grey_picture(tmp_path: Path) -> None:
+    saved(tmp_path / "a.png", smooth(), icc_profile=PROFILE)
+    picture = read_picture(tmp_path / "a.png")
+    write_picture(tmp_path / "b.png", picture.pixels.mean(axis=2), picture)
+    assert not read_picture(tmp_path / "b.png").metadata.icc_profile
+
+
+def test_jpeg_is_written_with_full_colour_unless_told(tmp_path: Path) -> None:
+    pixels = smooth() / np.float32(255)
+    for name, metadata, first_factors in (
+        ("a.jpg", Metadata(), 0x11),
+        ("b.jpg", Metadata(subsampling="4:2:0"), 0x22),
+    ):
+        write_picture(tmp_path / name, pixels, Picture(pixels, metadata=metadata))
+        content = (tmp_path / name).read_bytes()
+        frame = content.index(b"\xff\xc0")  # SOF0: length, bits, size, components
+        assert content[frame + 11] == first_factors
+    small = replace(Metadata(), quality=20)
+    write_picture(tmp_path / "c.jpg", pixels, Picture(pixels, metadata=small))
+    assert (tmp_path / "c.jpg").stat().st_size < (tmp_path / "a.jpg").stat().st_size
+
+
+def test_webp_stays_lossless_or_lossy(tmp_path: Path) -> None:
+    Image.fromarray(smooth()).save(tmp_path / "lossy.webp", quality=80)
+    Image.fromarray(smooth()).save(tmp_path / "lossless.webp", lossless=True)
+    for name, lossless in (("lossy.webp", False), ("lossless.webp", True)):
+        picture = read_picture(tmp_path / name)
+        write_picture(tmp_path / name, picture.pixels, picture, overwrite=True)
+        again = read_picture(tmp_path / name)
+        assert again.metadata.lossless == lossless
+        assert np.array_equal(again.pixels, picture.pixels) == lossless
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif", ".webp", ".bmp"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_arrays_of_any_layout_in_memory(tmp_path: Path, ending: str, bits: int) -> None:
+    planes = np.ascontiguousarray((COLOUR16[..., :3] / np.float32(65535)).transpose(2, 0, 1))
+    for number, view in enumerate((planes.transpose(1, 2, 0), planes.transpose(2, 1, 0)[::-1])):
+        path = tmp_path / f"{number}{ending}"
+        write_picture(path, view, Picture(view, None, bits))
+        assert np.abs(read_picture(path).pixels - view).max() <= 0.5 / 255 + 1e-6
+
+
+def test_values_are_rounded_and_clipped(tmp_path: Path) -> None:
+    pixels = np.array([[-0.5, 0.499 / 255, 0.501 / 255, 254.6 / 255, 1.5]])
+    write_picture(tmp_path / "a.png", pixels)
+    assert (read_picture(tmp_path / "a.png").pixels[0, :, 0] * 255).tolist() == [0, 0, 1, 255, 255]
+
+
+# What cannot be used
+
+
+def refusal(function: Callable[[Path], object], path: Path) -> str | None:
+    try:
+        function(path)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("ending", "bits"),
+    [(".jpg", 8), (".png", 8), (".png", 16), (".tif", 8), (".tif", 16), (".webp", 8), (".bmp", 8)],
+)
+def test_truncated_file_is_never_padded(tmp_path: Path, ending: str, bits: int) -> None:
+    whole, cut = tmp_path / f"whole{ending}", tmp_path / f"cut{ending}"
+    pixels = COLOUR16[..., :3] / np.float32(65535)
+    write_picture(whole, pixels, Picture(pixels, None, bits))
+    content, wanted = whole.read_bytes(), read_picture(whole).pixels
+    refused = 0
+    lengths = np.unique(np.linspace(0, len(content) - 1, 40).astype(int))
+    for length in [*lengths, len(content) - 3, len(content) - 20]:
+        cut.write_bytes(content[:length])
+        message = refusal(read_picture, cut)
+        if message is None:
+            assert np.array_equal(read_picture(cut).pixels, wanted)
+        else:
+            assert message.startswith(f"{cut}: ")
+            assert "\n" not in message
+            assert refusal(check_picture, cut) is not None
+            refused += 1
+    assert refused >= len(lengths) - 1
+
+
+def test_a_changed_byte_in_a_png_file_is_noticed(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png", smooth() / np.float32(255))
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.png: truncated or broken"):
+        read_picture(tmp_path / "a.png")
+
+
+def test_bad_input_is_named(tmp_path: Path) -> None:
+    rgb = Image.fromarray(smooth())
+    rgb.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    rgb.save(tmp_path / "two.webp", save_all=True, append_images=[rgb.rotate(90)])
+    rgb.save(tmp_path / "other.png", format="GIF")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "folder.png").mkdir()
+    tifffile.imwrite(tmp_path / "float.tif", smooth() / np.float32(255), photometric="rgb")
+    tifffile.imwrite(tmp_path / "signed.tif", COLOUR16[..., 0].astype(np.int16))
+    planes = COLOUR16[..., :3].transpose(2, 0, 1)
+    for name, compression in (("planes.tif", None), ("planes2.tif", "zlib")):
+        tifffile.imwrite(
+            tmp_path / name,
+            planes,
+            photometric="rgb",
+            planarconfig="separate",
+            compression=compression,
+        )
+    for name, words in {
+        "cmyk.jpg": "CMYK",
+        "two.webp": "2 pages or frames",
+        "other.png": "not a picture that is read here",
+        "empty.png": "not a picture that is read here",
+        "text.jpg": "not a picture that is read here",
+        "float.tif": "not a picture that is read here",
+        "signed.tif": "samples stored as",
+        "planes.tif": "planes one after the other",
+        "planes2.tif": "planes one after the other",
+        "folder.png": "cannot be read",
+        "missing.png": "no such file",
+    }.items():
+        for function in (read_picture, picture_size, check_picture):
+            with pytest.raises(InputError, match=words) as caught:
+                function(tmp_path / name)
+            assert str(tmp_path / name) in str(caught.value)
+
+
+def header_of(width: int, height: int) -> bytes:
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def test_large_pictures_are_allowed_and_bombs_are_not(tmp_path: Path) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    (tmp_path / "a.png").write_bytes(header_of(20000, 10000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert picture_size(tmp_path / "a.png") == (10000, 20000, 3)
+    (tmp_path / "b.png").write_bytes(header_of(60000, 60000))
+    with pytest.raises(InputError, match=rf"60000 x 60000 pixels; allowed: {MAX_PIXELS}"):
+        read_picture(tmp_path / "b.png")
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".tif", ".webp", ".bmp"])
+def test_pillows_own_limit_does_not_apply(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    write_picture(tmp_path / f"a{ending}", smooth() / np.float32(255))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agrees_with_header(tmp_path / f"a{ending}")
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_nothing_is_overwritten_and_nothing_half_written(tmp_path: Path) -> None:
+    pixels = smooth() / np.float32(255)
+    path = tmp_path / "a.png"
+    write_picture(path, pixels)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="exists"):
+        write_picture(path, pixels * 0)
+    with pytest.raises(InputError, match="NaN"):
+        write_picture(path, pixels * np.nan, overwrite=True)
+    assert path.read_bytes() == before
+    write_picture(path, pixels * 0, overwrite=True)
+    assert path.read_bytes() != before
+    for name, array, words in (
+        ("b.gif", pixels, "ending"),
+        ("b", pixels, "ending"),
+        ("b.png", pixels[..., :2], "shape"),
+        ("b.png", pixels[:0], "shape"),
+    ):
+        with pytest.raises(InputError, match=words):
+            write_picture(tmp_path / name, array)
+    with_alpha = Picture(pixels, np.ones((H, W), np.float32))
+    for name in ("b.jpg", "b.bmp"):
+        with pytest.raises(InputError, match="alpha"):
+            write_picture(tmp_path / name, pixels, with_alpha)
+    with pytest.raises(InputError, match="alpha of shape"):
+        write_picture(tmp_path / "b.png", pixels[1:], with_alpha)
+    assert [item.name for item in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_list_pictures(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.jpg", "sub/c.tiff", ".hidden.png", ".cache/d.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    names = [str(path.relative_to(tmp_path)) for path in list_pictures(tmp_path)]
+    assert names == ["a.jpg", "b.PNG", "sub/c.tiff"]
+    assert len(list_pictures(tmp_path, recursive=False)) == 2
+    with pytest.raises(InputError, match="no such folder"):
+        list_pictures(tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no picture in this folder"):
+        list_pictures(tmp_path / "empty")
+
+
+def test_camera_file_with_a_second_view(tmp_path: Path) -> None:
+    image = Image.fromarray(smooth())
+    content = io.BytesIO()
+    image.save(content, "MPO", save_all=True, append_images=[image.rotate(180)], quality=98)
+    (tmp_path / "a.jpg").write_bytes(content.getvalue())
+    picture = agrees_with_header(tmp_path / "a.jpg")
+    assert np.abs(picture.pixels - smooth() / np.float32(255)).mean() < 0.02

@@ -1,0 +1,479 @@
+import base64
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import loadmat, savemat
+
+from denoise_tasks.sidd import (
+    Pair,
+    list_pairs,
+    list_sidd,
+    read_benchmark,
+    read_submission,
+    read_validation,
+    split_scenes,
+    to_bytes,
+    validate_submission,
+    write_submission,
+)
+from img2img_recon.support.errors import InputError
+
+COUNTS = (2, 3)
+SMALL = {"blocks": 2, "per_image": 3}
+
+
+def picture(path, size=(4, 3), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, 7).save(path)
+
+
+def refused(said, function, *words, **options):
+    with pytest.raises(InputError, match=said) as caught:
+        function(*words, **options)
+    assert "\n" not in str(caught.value)
+
+
+# Listing pairs
+
+
+@pytest.fixture
+def sidd(tmp_path):
+    root = tmp_path / "SIDD_Small_sRGB_Only"
+    for folder in ("0001_001_S6_00100", "0008_006_GP_00100", "0009_006_IP_00400"):
+        for kind in ("NOISY", "GT"):
+            picture(root / "Data" / folder / f"{kind}_SRGB_010.PNG")
+    picture(root / "Data" / "0008_006_GP_00100" / "0008_NOISY_SRGB_011.PNG")
+    picture(root / "Data" / "0008_006_GP_00100" / "0008_GT_SRGB_011.PNG")
+    (root / "Data" / "0008_006_GP_00100" / "notes.txt").write_text("no picture")
+    picture(root / "Data" / "previews" / "NOISY_SRGB_010.PNG")
+    return root
+
+
+def test_sidd_is_listed_from_its_folder_or_its_data(sidd):
+    pairs = list_sidd(sidd)
+    assert [(pair.name, pair.scene) for pair in pairs] == [
+        ("0001_001_S6_00100_010", "001"),
+        ("0008_006_GP_00100_010", "006"),
+        ("0008_006_GP_00100_011", "006"),
+        ("0009_006_IP_00400_010", "006"),
+    ]
+    assert pairs[2].noisy == sidd / "Data" / "0008_006_GP_00100" / "0008_NOISY_SRGB_011.PNG"
+    assert pairs[2].clean.name == "0008_GT_SRGB_011.PNG"
+    assert list_sidd(sidd / "Data") == pairs
+
+
+def test_what_sidd_refuses(sidd, tmp_path):
+    refused("nothing: no such folder", list_sidd, tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    refused("empty: no scene of SIDD", list_sidd, tmp_path / "empty")
+    clean = sidd / "Data" / "0001_001_S6_00100" / "GT_SRGB_010.PNG"
+    picture(clean, (5, 3))
+    refused("NOISY_SRGB_010.PNG: is 3 x 4 x 3, its clean partner .* 3 x 5 x 3", list_sidd, sidd)
+    clean.unlink()
+    refused("0001_001.*NOISY_SRGB_010.PNG: its clean partner is missing", list_sidd, sidd)
+    picture(clean)
+    clean.with_name("NOISY_SRGB_010.PNG").unlink()
+    refused("0001_001.*GT_SRGB_010.PNG: its noisy partner is missing", list_sidd, sidd)
+
+
+def brief(folder, pairs):
+    return [
+        (
+            p.name,
+            p.scene,
+            p.noisy.relative_to(folder).as_posix(),
+            p.clean.relative_to(folder).as_posix(),
+        )
+        for p in pairs
+    ]
+
+
+def test_pairs_by_the_ends_of_their_names(tmp_path):
+    for name in ("chair/chair_1_noisy.jpg", "chair/chair_1_clean.jpg", "wall/w-NOISY.png"):
+        picture(tmp_path / name)
+    picture(tmp_path / "wall" / "w-gt.webp")
+    picture(tmp_path / "chair" / "overview.jpg")
+    picture(tmp_path / "real" / "top_3_noisy.png")
+    picture(tmp_path / "real" / "top_3_clean.png")
+    assert brief(tmp_path, list_pairs(tmp_path)) == [
+        ("chair_1", "chair", "chair/chair_1_noisy.jpg", "chair/chair_1_clean.jpg"),
+        ("top_3", "real", "real/top_3_noisy.png", "real/top_3_clean.png"),
+        ("w", "wall", "wall/w-NOISY.png", "wall/w-gt.webp"),
+    ]
+
+
+def test_polyu_as_it_is_published_has_scenes_by_name(tmp_path):
+    for number in (1, 12):
+        for side in ("real", "mean"):
+            picture(tmp_path / f"Canon80D_800_GO_{number}_{side}.jpg")
+    picture(tmp_path / "123_real.jpg")
+    picture(tmp_path / "123_mean.jpg")
+    assert [(p.name, p.scene) for p in list_pairs(tmp_path)] == [
+        ("123", "123"),
+        ("Canon80D_800_GO_1", "Canon80D_800_GO"),
+        ("Canon80D_800_GO_12", "Canon80D_800_GO"),
+    ]
+
+
+def test_a_scene_of_polyu_is_one_whichever_camera_took_it(tmp_path):
+    for folder in ("Sony_4-5_125_6400_waterhouse", "Canon600D_3-5_125_1600_waterhouse"):
+        for side in ("noisy", "clean"):
+            picture(tmp_path / folder / f"1_{side}.jpg")
+    for side in ("Real", "mean"):
+        picture(tmp_path / f"Canon5D2_5_160_3200_plug_2_{side}.JPG")
+    assert {pair.scene for pair in list_pairs(tmp_path)} == {"waterhouse", "plug"}
+
+
+def test_pairs_that_cannot_be_read_are_left_out_only_where_that_is_wanted(tmp_path):
+    for number in (1, 2):
+        for side in ("noisy", "clean"):
+            picture(tmp_path / "desk" / f"{number}_{side}.png")
+    (tmp_path / "desk" / "1_noisy.png").write_bytes(b"no picture")
+    refused("1_noisy.png", list_pairs, tmp_path)
+    said = []
+    assert [pair.name for pair in list_pairs(tmp_path, said.append)] == ["2"]
+    assert len(said) == 1
+    assert "1_noisy.png" in said[0]
+    (tmp_path / "desk" / "2_clean.png").write_bytes(b"no picture")
+    refused("none of the pairs", list_pairs, tmp_path, said.append)
+
+
+@pytest.mark.parametrize("clean", ["clean", "gt", "GT"])
+def test_pairs_in_two_folders(tmp_path, clean):
+    for side in ("noisy", clean):
+        picture(tmp_path / side / "book 1.png")
+        picture(tmp_path / side / "book 2.png")
+        picture(tmp_path / side / "lab" / "1.png")
+        picture(tmp_path / "hall" / side / f"1_{side}.png")
+    assert brief(tmp_path, list_pairs(tmp_path)) == [
+        ("book 1", "book", "noisy/book 1.png", f"{clean}/book 1.png"),
+        ("book 2", "book", "noisy/book 2.png", f"{clean}/book 2.png"),
+        ("hall/1", "hall", "hall/noisy/1_noisy.png", f"hall/{clean}/1_{clean}.png"),
+        ("lab/1", "lab", "noisy/lab/1.png", f"{clean}/lab/1.png"),
+    ]
+
+
+def test_what_pairs_refuse(tmp_path):
+    refused("nothing: no such folder", list_pairs, tmp_path / "nothing")
+    refused("no picture in this folder", list_pairs, tmp_path)
+    picture(tmp_path / "plain.png")
+    refused("no noisy/clean pair in it", list_pairs, tmp_path)
+    picture(tmp_path / "s" / "a_noisy.png")
+    refused("a_noisy.png: its clean partner is missing", list_pairs, tmp_path)
+    picture(tmp_path / "s" / "a_clean.png", mode="L")
+    refused(
+        "a_noisy.png: is 3 x 4 x 3, its clean partner a_clean.png 3 x 4 x 1", list_pairs, tmp_path
+    )
+    picture(tmp_path / "s" / "a_clean.png")
+    assert len(list_pairs(tmp_path)) == 1
+    picture(tmp_path / "s" / "a_gt.png")
+    refused("a_gt.png: a second clean picture beside a_clean.png", list_pairs, tmp_path)
+    (tmp_path / "s" / "a_gt.png").unlink()
+    (tmp_path / "s" / "a_clean.png").write_bytes(b"not a picture")
+    refused("a_clean.png", list_pairs, tmp_path)
+
+
+def some_pairs(*scenes):
+    return [Pair(f"p{i}", scene, Path(f"n{i}"), Path(f"c{i}")) for i, scene in enumerate(scenes)]
+
+
+def test_no_scene_is_on_both_sides():
+    pairs = some_pairs("001", "006", "009", "006", "010", "1")
+    train, val = split_scenes(pairs, ("6", "9"))
+    assert [pair.name for pair in val] == ["p1", "p2", "p3"]
+    assert [pair.name for pair in train] == ["p0", "p4", "p5"]
+    # 001 and 1 are one scene.
+    train, val = split_scenes(pairs, ["01"])
+    assert [pair.name for pair in val] == ["p0", "p5"]
+    train, val = split_scenes(some_pairs("wall", "Wall", "6a"), ["6a"])
+    assert [pair.scene for pair in train] == ["wall", "Wall"]
+
+
+def test_what_a_split_refuses():
+    pairs = some_pairs("001", "006")
+    refused(
+        "--val_scenes: no scene 7, book, there are 001, 006",
+        split_scenes,
+        pairs,
+        ["7", "6", "book"],
+    )
+    refused("none given", split_scenes, pairs, [])
+    refused("1, 6 are all scenes", split_scenes, pairs, ["1", "6"])
+    many = some_pairs(*(f"{i:03d}" for i in range(30)))
+    refused("007 and 22 more", split_scenes, many, ["99"])
+
+
+# Block files
+
+
+@pytest.fixture(scope="module")
+def blocks():
+    return np.random.default_rng(0).integers(0, 256, (*COUNTS, 256, 256, 3), dtype=np.uint8)
+
+
+def matlab73(path, **variables):
+    """Write variables as MATLAB's -v7.3 does: HDF5 behind 512 bytes, axes reversed, cells as references."""
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for name, value in variables.items():
+            if isinstance(value, dict):
+                group = file.create_group(name)
+                group.attrs["MATLAB_class"] = np.bytes_("struct")
+                for key, text in value.items():
+                    group[key] = np.array([[ord(c)] for c in text], dtype=np.uint16)
+            elif value.dtype == object:
+                references = np.empty(value.shape[::-1], dtype=h5py.ref_dtype)
+                for i, j in np.ndindex(*value.shape):
+                    cell = file.create_dataset(f"#refs#/{name}{i}_{j}", data=value[i, j].T)
+                    references[j, i] = cell.ref
+                file.create_dataset(name, data=references).attrs["MATLAB_class"] = np.bytes_("cell")
+            else:
+                kind = {"float64": "double"}.get(str(value.dtype), str(value.dtype))
+                file.create_dataset(name, data=value.T).attrs["MATLAB_class"] = np.bytes_(kind)
+    with path.open("r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM")
+    return path
+
+
+def matlab5(path, **variables):
+    savemat(path, variables)
+    return path
+
+
+@pytest.mark.parametrize("write", [matlab5, matlab73])
+def test_benchmark_blocks(tmp_path, blocks, write):
+    path = write(tmp_path / "BenchmarkNoisyBlocksSrgb.mat", BenchmarkNoisyBlocksSrgb=blocks)
+    read = read_benchmark(path, **SMALL)
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, blocks)
+    refused(
+        r"uint8 \(2, 3, 256, 256, 3\), expected uint8 \(40, 32, 256, 256, 3\)", read_benchmark, path
+    )
+    refused("no Other in it", read_benchmark, path, "Other", **SMALL)
+
+
+@pytest.mark.parametrize("write", [matlab5, matlab73])
+def test_what_block_files_refuse(tmp_path, blocks, write):
+    path = tmp_path / "b.mat"
+    refused("b.mat: no such file", read_benchmark, path, **SMALL)
+    write(path, BenchmarkNoisyBlocksSrgb=blocks.astype(np.float64))
+    refused("is double .* expected uint8", read_benchmark, path, **SMALL)
+    write(path, other=blocks)
+    refused(r"no BenchmarkNoisyBlocksSrgb in it.*other uint8 \(2, 3", read_benchmark, path, **SMALL)
+    path.write_bytes(path.read_bytes()[:4000])
+    refused("b.mat: ", read_benchmark, path, **SMALL)
+    path.write_bytes(b"no matlab file")
+    refused("b.mat: cannot be read as a MATLAB file", read_benchmark, path, **SMALL)
+
+
+@pytest.mark.parametrize("write", [matlab5, matlab73])
+def test_validation_blocks_under_any_one_name(tmp_path, blocks, write):
+    noisy = write(tmp_path / "n.mat", ValidationNoisyBlocksSrgb=blocks, other=blocks)
+    clean = write(tmp_path / "c.mat", gt=255 - blocks, info=np.zeros((1, 2)))
+    read = read_validation(noisy, clean, **SMALL)
+    np.testing.assert_array_equal(read[0], blocks)
+    np.testing.assert_array_equal(read[1], 255 - blocks)
+    again = write(tmp_path / "again.mat", blocks=blocks)
+    refused("the same blocks as", read_validation, noisy, again, **SMALL)
+    swapped = write(tmp_path / "swapped.mat", ValidationNoisyBlocksSrgb=blocks)
+    refused("no ValidationGtBlocksSrgb in it", read_validation, noisy, swapped, **SMALL)
+    two = write(tmp_path / "two.mat", a=blocks, b=blocks)
+    refused("no ValidationGtBlocksSrgb in it", read_validation, noisy, two, **SMALL)
+
+
+# Submissions
+
+
+def decoded_csv(path):
+    """Decode by the format's description alone: ID = 32 i + j, base64 of the RGB bytes, row by row."""
+    header, *rows = path.read_text().splitlines()
+    assert header == "ID,BLOCK"
+    return {
+        int(row.split(",")[0]): np.array(
+            list(base64.b64decode(row.split(",")[1])), np.uint8
+        ).reshape(256, 256, 3)
+        for row in rows
+    }
+
+
+def test_csv_against_a_decoder_of_its_own(tmp_path):
+    floats = np.zeros((3, 32, 256, 256, 3), np.float32)
+    floats[2, 5] = np.random.default_rng(0).random((256, 256, 3))
+    floats[1, 0, 4, 9] = (-0.5, 1.5, 0.25)
+    write_submission(tmp_path / "SubmitSrgb.csv", floats)
+    found = decoded_csv(tmp_path / "SubmitSrgb.csv")
+    assert list(found) == list(range(96))
+    exact = floats[2, 5].astype(np.float64) * 255
+    assert np.abs(found[32 * 2 + 5] - exact).max() <= 0.5
+    assert found[32][4, 9].tolist() == [0, 255, 64]
+
+
+def test_mat_holds_what_the_older_board_reads(tmp_path, blocks):
+    path = tmp_path / "SubmitSrgb.mat"
+    write_submission(path, blocks, 1.5, optional_data={"MethodName": "mixer", "Authors": "A and B"})
+    content = loadmat(path)
+    assert content["DenoisedBlocksSrgb"].shape == COUNTS
+    assert content["DenoisedBlocksSrgb"].dtype == object
+    for place in np.ndindex(*COUNTS):
+        cell = content["DenoisedBlocksSrgb"][place]
+        assert cell.dtype == np.uint8
+        np.testing.assert_array_equal(cell, blocks[place])
+    assert content["TimeMPSrgb"].item() == 1.5
+    assert content["OptionalData"]["MethodName"].item().item() == "mixer"
+    assert content["OptionalData"]["Authors"].item().item() == "A and B"
+
+
+@pytest.mark.parametrize("name", ["s.csv", "s.mat", "S.CSV"])
+def test_submissions_come_back(tmp_path, blocks, name):
+    path = tmp_path / name
+    write_submission(path, blocks)
+    validate_submission(path, **SMALL)
+    np.testing.assert_array_equal(read_submission(path, **SMALL), blocks)
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+def cells_of(blocks):
+    cells = np.empty(blocks.shape[:2], dtype=object)
+    for place in np.ndindex(*cells.shape):
+        cells[place] = blocks[place]
+    return cells
+
+
+@pytest.mark.parametrize("write", [matlab5, matlab73])
+@pytest.mark.parametrize("form", [cells_of, np.asarray])
+def test_matlabs_own_submissions_are_read(tmp_path, blocks, write, form):
+    path = write(
+        tmp_path / "s.mat",
+        DenoisedBlocksSrgb=form(blocks),
+        TimeMPSrgb=np.array([[0.5]]),
+        OptionalData={"MethodName": "m"},
+    )
+    np.testing.assert_array_equal(read_submission(path, **SMALL), blocks)
+
+
+def test_bytes_are_rounded_never_truncated():
+    values = np.array([[0, 0.4999 / 255, 0.5001 / 255, 254.6 / 255, 254.4 / 255, 1.001, -0.1]])
+    assert to_bytes(values).tolist() == [[0, 0, 1, 255, 254, 255, 0]]
+    every = np.arange(256, dtype=np.uint8).reshape(1, -1)
+    np.testing.assert_array_equal(to_bytes((every / 255).astype(np.float32)), every)
+    assert to_bytes(every) is every
+
+
+def test_what_writing_refuses(tmp_path, blocks):
+    path = tmp_path / "s.csv"
+    refused("ends in .csv or .mat", write_submission, tmp_path / "s.zip", blocks)
+    refused(r"shape \(6, 256, 256, 3\)", write_submission, path, blocks.reshape(6, 256, 256, 3))
+    refused("hold int64", write_submission, path, blocks.astype(np.int64))
+    broken = blocks / np.float32(255)
+    broken[1, 2, 0, 0, 0] = np.nan
+    refused("image 1 holds NaN", write_submission, path, broken)
+    refused("given nan", write_submission, path, blocks, float("nan"))
+    assert not list(tmp_path.iterdir())
+    path.write_text("precious")
+    refused("s.csv: exists; --overwrite", write_submission, path, blocks)
+    refused("cannot be written", write_submission, path / "below.csv", blocks)
+    assert path.read_text() == "precious"
+    write_submission(path, blocks, overwrite=True)
+    validate_submission(path, **SMALL)
+    (tmp_path / "folder.mat").mkdir()
+    refused("a folder", write_submission, tmp_path / "folder.mat", blocks, overwrite=True)
+
+
+@pytest.fixture(scope="module")
+def csv_lines(blocks, tmp_path_factory):
+    path = tmp_path_factory.mktemp("csv") / "s.csv"
+    write_submission(path, blocks)
+    return path.read_text().splitlines()
+
+
+def test_rows_in_another_order_with_quotes_and_windows_ends_are_fine(tmp_path, csv_lines, blocks):
+    path = tmp_path / "s.csv"
+    rows = ['{},"{}"'.format(*line.split(",")) for line in csv_lines[:0:-1]]
+    path.write_bytes("\r\n".join(["ID,BLOCK", *rows, ""]).encode())
+    np.testing.assert_array_equal(read_submission(path, **SMALL), blocks)
+
+
+def replaced(place, line):
+    return lambda lines: [*lines[:place], line(lines[place]), *lines[place + 1 :]]
+
+
+short = base64.b64encode(bytes(100)).decode()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda lines: lines[:-1], "1 of 6 IDs are missing: 5"),
+        (lambda lines: lines[:1], "6 of 6 IDs are missing: 0, 1, 2, 3, 4, 5"),
+        (lambda lines: [*lines, lines[2]], "line 8: ID 1 is there twice"),
+        (lambda lines: lines[1:], "first line is"),
+        (lambda lines: [], "first line is ''"),
+        (replaced(0, lambda _: "BLOCK,ID"), "first line is 'BLOCK,ID'"),
+        (replaced(2, lambda line: "6" + line[1:]), "line 3: ID is '6', allowed: 0 to 5"),
+        (replaced(2, lambda line: "-1" + line[1:]), "line 3: ID is '-1'"),
+        (replaced(2, lambda line: "x" + line[1:]), "line 3: ID is 'x'"),
+        (replaced(2, lambda line: line + ",1"), "line 3: 3 columns"),
+        (replaced(2, lambda line: "1"), "line 3: 1 columns"),
+        (replaced(2, lambda line: "1," + short), "line 3: BLOCK of ID 1 holds 100 bytes"),
+        (replaced(2, lambda line: line[:-1]), "BLOCK of ID 1 is not base64"),
+        (replaced(2, lambda line: line[:9] + "*" + line[10:]), "BLOCK of ID 1 is not base64"),
+        (replaced(2, lambda line: "1,é"), "not a text file"),
+    ],
+)
+def test_what_a_csv_is_refused_for(tmp_path, csv_lines, change, said):
+    path = tmp_path / "s.csv"
+    path.write_text("\n".join(change(list(csv_lines))), encoding="utf-8")
+    refused(said, validate_submission, path, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"DenoisedBlocksSrgb": None}, "no DenoisedBlocksSrgb in it; there is"),
+        ({"TimeMPSrgb": None}, "no TimeMPSrgb"),
+        ({"OptionalData": None}, "no OptionalData"),
+        ({"TimeMPSrgb": np.array([[1.0, 2.0]])}, "TimeMPSrgb is not a number"),
+        ({"TimeMPSrgb": np.array([[-1.0]])}, "TimeMPSrgb is not a number"),
+        ({"TimeMPSrgb": np.array([[np.nan]])}, "TimeMPSrgb is not a number"),
+        ({"OptionalData": np.array([[1.0]])}, "OptionalData is double, expected a struct"),
+        ({"DenoisedBlocksSrgb": "fewer"}, r"cell array \(1, 3\), expected \(2, 3\)"),
+        ({"DenoisedBlocksSrgb": "float cell"}, r"cell \(1, 2\) is float64"),
+        ({"DenoisedBlocksSrgb": "small cell"}, r"cell \(1, 2\) is uint8 \(8, 8, 3\)"),
+        ({"DenoisedBlocksSrgb": "float array"}, "is double .* expected uint8"),
+        ({"DenoisedBlocksSrgb": "flat array"}, r"is uint8 \(6, 256, 256, 3\)"),
+    ],
+)
+@pytest.mark.parametrize("write", [matlab5, matlab73])
+def test_what_a_mat_is_refused_for(tmp_path, blocks, write, change, said):
+    cells = cells_of(blocks)
+    bad_cells = {"float cell": blocks[1, 2] / 255, "small cell": blocks[1, 2, :8, :8]}
+    forms = {
+        "fewer": cells[:1],
+        "float array": blocks / 255,
+        "flat array": blocks.reshape(-1, 256, 256, 3),
+    }
+    content = {
+        "DenoisedBlocksSrgb": cells,
+        "TimeMPSrgb": np.array([[0.5]]),
+        "OptionalData": {"MethodName": "m"},
+    }
+    for key, value in change.items():
+        if isinstance(value, str) and value in bad_cells:
+            content[key][1, 2] = bad_cells[value]
+        else:
+            content[key] = forms[value] if isinstance(value, str) else value
+    path = write(tmp_path / "s.mat", **{k: v for k, v in content.items() if v is not None})
+    refused(said, validate_submission, path, **SMALL)
+
+
+def test_validating_what_is_no_submission(tmp_path):
+    refused("no such file", validate_submission, tmp_path / "s.csv")
+    refused("no such file", validate_submission, tmp_path / "s.mat")
+    refused("ends in .csv or .mat", validate_submission, tmp_path / "s.txt")
+    (tmp_path / "s.mat").write_bytes(bytes(64))
+    refused("cannot be read as a MATLAB file", validate_submission, tmp_path / "s.mat")
+    shutil.copy(tmp_path / "s.mat", tmp_path / "s.csv")
+    refused("first line is", validate_submission, tmp_path / "s.csv")

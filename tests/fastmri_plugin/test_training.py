@@ -1,0 +1,328 @@
+"""Training through the script: resuming, several processes, fastMRI's own modules, mixed sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastmri_plugin.config import TrainConfig
+from fastmri_plugin.train import prepare, train
+from img2img_recon.support.errors import InputError
+from img2img_recon.training.checkpoints import load_checkpoint
+
+PROJECT = Path(__file__).resolve().parents[2]
+SMALL = ("--patch_size", "4", "--embed_dim", "8", "--depth", "1", "--mlp_ratio", "1")
+
+
+def words(data: Path, run_dir: Path, challenge: str = "singlecoil", *more: str) -> list[str]:
+    return [
+        *("--challenge", challenge, "--accel", "4", "--data_path", str(data)),
+        *("--run_dir", str(run_dir), "--num_workers", "0", "--accelerator", "cpu", "--no_progress"),
+        *more,
+    ]
+
+
+def start(flags: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(PROJECT / "fastmri_plugin/train.py"), *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(flags: list[str]) -> str:
+    process = start(flags)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(run_dir / "checkpoints" / "last.ckpt")["state_dict"]
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    a, b = weights(first), weights(second)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def kill_when(process: subprocess.Popen[str], file: Path, changes: int, delay_s: float) -> bool:
+    """SIGKILL after the file has changed so often; False when the process ended before."""
+    seen, count = None, 0
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            return False
+        stamp = file.stat().st_mtime_ns if file.exists() else None
+        if stamp is not None and stamp != seen:
+            seen, count = stamp, count + 1
+            if count >= changes:
+                time.sleep(delay_s)
+                process.send_signal(signal.SIGKILL)
+                process.communicate()
+                return True
+        time.sleep(0.005)
+    raise AssertionError("the run neither saved nor ended")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "flags"),
+    [
+        ("img2img_mixer", SMALL),
+        # fastMRI's module with its own StepLR and with dropout, which draws random numbers
+        ("fastmri_unet", ("--chans", "2", "--num_pool_layers", "2", "--drop_prob", "0.2")),
+    ],
+)
+def test_killed_and_resumed_run_ends_with_the_weights_of_an_unbroken_one(
+    tiny_data, tmp_path, model, flags
+):
+    more = ("--model", model, *flags, "--max_epochs", "12", "--checkpoint_every_n_steps", "2")
+    data = tiny_data("singlecoil")
+    finish(words(data, tmp_path / "unbroken", "singlecoil", *more))
+
+    broken = words(data, tmp_path / "broken", "singlecoil", *more)
+    last = tmp_path / "broken" / "checkpoints" / "last.ckpt"
+    kills = 0
+    for changes, delay_s in ((5, 0.0), (7, 0.02), (8, 0.05)):
+        kills += kill_when(start(broken), last, changes, delay_s)
+    assert kills >= 2, "the run ended before it could be killed twice"
+    finish(broken)
+
+    assert_same_weights(tmp_path / "unbroken", tmp_path / "broken")
+    unbroken, resumed = (
+        json.loads((tmp_path / name / "metrics.json").read_text())
+        for name in ("unbroken", "broken")
+    )
+    assert resumed["volumes"] == unbroken["volumes"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_workers", "lr_interval"), [(0, "step"), (1, "epoch")])
+def test_resuming_within_an_epoch_gives_the_same_weights(
+    tiny_data, tmp_path, num_workers, lr_interval
+):
+    """The run breaks off between two saves inside an epoch, whatever the machine's speed."""
+    import pytorch_lightning as pl
+
+    from fastmri_plugin import experiment as script
+
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step == 4:
+                raise RuntimeError("stopped here")
+
+    def config(name: str) -> TrainConfig:
+        return TrainConfig(
+            challenge="singlecoil",
+            data_path=tiny_data("singlecoil"),
+            run_dir=tmp_path / name,
+            patch_size=4,
+            embed_dim=8,
+            depth=1,
+            mlp_ratio=1,
+            max_epochs=2,
+            lr_interval=lr_interval,
+            checkpoint_every_n_steps=3,
+            num_workers=num_workers,
+            accelerator="cpu",
+            progress=False,
+        )
+
+    train(config("unbroken"))
+    original = script.make_trainer
+    try:
+        script.make_trainer = lambda *parts: original(*parts, [Stop()])
+        with pytest.raises(RuntimeError, match="stopped here"):
+            train(config("broken"))
+    finally:
+        script.make_trainer = original
+    saved = load_checkpoint(tmp_path / "broken" / "checkpoints" / "last.ckpt")
+    assert saved["global_step"] == 3, "no save within the epoch"
+    train(config("broken"))
+    assert_same_weights(tmp_path / "unbroken", tmp_path / "broken")
+
+
+@pytest.mark.slow
+def test_two_processes_score_what_one_does(tiny_data, tmp_path):
+    """Volumes of different length on two processes: no hang, and the same validation metrics."""
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data("singlecoil"), data)
+    # an odd number of volumes, one of them longer
+    source = sorted((data / "singlecoil_train").glob("*.h5"))[0]
+    shutil.copy(source, data / "singlecoil_val" / "one_more.h5")
+
+    def logged(model: str, devices: int, *flags: str) -> dict[str, float]:
+        run_dir = tmp_path / f"{model}{devices}"
+        # a rate so small that only what is measured can differ
+        more = ("--model", model, *flags, "--lr", "1e-12", "--max_epochs", "1")
+        finish(words(data, run_dir, "singlecoil", *more, "--devices", str(devices)))
+        rows = next((run_dir / "logs").glob("csv-*")) / "metrics.csv"
+        header, *lines = [line.split(",") for line in rows.read_text().splitlines()]
+        return {k: float(v) for line in lines for k, v in zip(header, line, strict=True) if v}
+
+    one, two = logged("img2img_mixer", 1, *SMALL), logged("img2img_mixer", 2, *SMALL)
+    for name in ("validation_loss", "val_metrics/nmse", "val_metrics/ssim", "val_metrics/psnr"):
+        assert two[name] == pytest.approx(one[name], rel=1e-6, abs=1e-6), name
+    # batch norm has buffers, which plain DDP would broadcast in every forward pass, and hang
+    assert "val_metrics/ssim" in logged("dncnn", 2, "--depth", "3")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "challenge", "flags"),
+    [
+        ("fastmri_unet", "singlecoil", ("--chans", "2", "--num_pool_layers", "2")),
+        (
+            "fastmri_varnet",
+            "multicoil",
+            ("--num_cascades", "1", "--chans", "2", "--pools", "2", "--sens_chans", "2",
+             "--sens_pools", "2"),
+        ),
+        ("img2img_mixer", "multicoil", SMALL),
+        ("vit", "singlecoil", ("--embed_dim", "16", "--depth", "1", "--num_heads", "2")),
+    ],
+)  # fmt: skip
+def test_models_train_and_score_through_the_script(tiny_data, tmp_path, model, challenge, flags):
+    more = ("--model", model, *flags, "--max_epochs", "1")
+    output = finish(words(tiny_data(challenge), tmp_path / "run", challenge, *more))
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert set(metrics["volumes"]) == {"zero_filled", model}
+    assert model in output
+    val = tiny_data(challenge) / f"{challenge}_val"
+    names = {path.name for path in val.glob("*.h5")}
+    assert set(metrics["volumes"][model]) == names
+    figures = {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")}
+    assert figures == {Path(name).stem for name in names}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "challenge", "options"),
+    [
+        ("fastmri_unet", "singlecoil", {"chans": 2, "num_pool_layers": 2, "lr": 0.25}),
+        (
+            "fastmri_varnet",
+            "multicoil",
+            {"num_cascades": 1, "chans": 2, "pools": 2, "sens_chans": 2, "sens_pools": 2},
+        ),
+        ("img2img_mixer", "singlecoil", {"embed_dim": 8, "depth": 1, "img_size": (32,)}),
+        ("multires_mixer", "singlecoil", {"embed_dim": 4}),
+    ],
+)
+def test_test_splits_are_reconstructed_apart(tiny_data, tmp_path, model, challenge, options):
+    """Volumes without a target, each set in a folder of its own, nothing overwritten."""
+    from fastmri_plugin.train import test as reconstruct_split
+    from fastmri_plugin.volumes import read_reconstruction
+
+    common = {
+        "challenge": challenge,
+        "data_path": tiny_data(challenge),
+        "run_dir": tmp_path / "run",
+        "model": model,
+        "accelerator": "cpu",
+        "num_workers": 0,
+        "progress": False,
+    }
+    train(TrainConfig(**common, **options, max_epochs=1))
+    if "lr" in options:
+        saved = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+        assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == options["lr"]
+    out = reconstruct_split(TrainConfig(**common, mode="test"))
+    names = {path.name for path in (tiny_data(challenge) / f"{challenge}_test").glob("*.h5")}
+    assert {path.name for path in (out / model).iterdir()} == names
+    with pytest.raises(InputError, match="exists and is not overwritten"):
+        reconstruct_split(TrainConfig(**common, mode="test"))
+    if model == "img2img_mixer":
+        val = {**common, "mode": "test", "test_split": "val"}
+        at_4x = reconstruct_split(TrainConfig(**val))
+        at_8x = reconstruct_split(TrainConfig(**val, accel=(8,), out_dir=tmp_path / "8x"))
+        name = next((at_4x / model).iterdir()).name
+        scored = tmp_path / "run" / "reconstructions" / "val" / model / name
+        volumes = [read_reconstruction(folder / model / name) for folder in (at_4x, at_8x)]
+        assert (volumes[0] == read_reconstruction(scored)).all()
+        assert (volumes[0] != volumes[1]).any()
+        with pytest.raises(InputError, match="--model: given vit"):
+            reconstruct_split(TrainConfig(**{**val, "model": "vit"}))
+
+
+@pytest.mark.slow
+def test_logged_metrics_are_fastmris_and_agree_with_the_scores(tiny_data, tmp_path):
+    config = TrainConfig(
+        challenge="singlecoil",
+        data_path=tiny_data("singlecoil"),
+        run_dir=tmp_path / "run",
+        patch_size=4,
+        embed_dim=8,
+        depth=1,
+        mlp_ratio=1,
+        max_epochs=1,
+        num_workers=0,
+        accelerator="cpu",
+        progress=False,
+    )
+    metrics = train(config)
+    rows = (next((tmp_path / "run" / "logs").glob("csv-*")) / "metrics.csv").read_text()
+    header, *lines = [line.split(",") for line in rows.splitlines()]
+    logged = {k: float(v) for line in lines for k, v in zip(header, line, strict=True) if v}
+    mean = metrics["mean"]["img2img_mixer"]
+    assert logged["val_metrics/ssim"] == pytest.approx(mean["ssim"], abs=1e-5)
+    assert logged["val_metrics/nmse"] == pytest.approx(mean["nmse"], abs=1e-5)
+    assert logged["val_metrics/psnr"] == pytest.approx(mean["psnr"], abs=1e-3)
+    assert "validation_loss" in logged
+    # a finished run is not trained again
+    before = (tmp_path / "run" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    assert train(config)["volumes"] == json.loads(json.dumps(metrics["volumes"]))
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_checkpoints_hold_no_pickled_code_and_are_atomic(tmp_path, monkeypatch):
+    from img2img_recon.training.checkpoints import AtomicCheckpointIO
+
+    io = AtomicCheckpointIO()
+    path = tmp_path / "last.ckpt"
+    io.save_checkpoint({"state_dict": {"w": torch.ones(2)}}, path)
+
+    class Evil:
+        def __reduce__(self):
+            return (os.system, ("echo pwned",))
+
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
+    with pytest.raises(InputError, match="not a checkpoint that can be read safely"):
+        load_checkpoint(tmp_path / "evil.ckpt")
+
+    def interrupted(content, file):
+        Path(file).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        io.save_checkpoint({"state_dict": {}}, path)
+    assert torch.equal(load_checkpoint(path)["state_dict"]["w"], torch.ones(2))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["evil.ckpt", "last.ckpt"]
+
+
+def test_default_run_folder_depends_on_the_configuration(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def folder(**options: object) -> Path:
+        base = {"challenge": "singlecoil", "data_path": tiny_data("singlecoil"), "progress": False}
+        return prepare(TrainConfig(**{**base, **options})).run.path
+
+    assert folder() == folder(num_workers=3, accel=(4,))
+    assert folder() != folder(seed=1)
+    assert folder() != folder(embed_dim=64)
