@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from denoise_tasks.picture_files import (
+from denoise_tasks.pictures import (
     check_ending,
     check_picture,
     list_pictures,

@@ -33,7 +33,7 @@ from denoise_tasks.experiment import gaussian_split, pairs_split
 from denoise_tasks.inference import Denoiser, load_denoiser
 from denoise_tasks.noise import Protocol, check_sigma
 from denoise_tasks.panels import denoising_panel
-from denoise_tasks.picture_files import check_picture, list_pictures
+from denoise_tasks.pictures import check_picture, list_pictures
 from denoise_tasks.sidd import list_pairs, list_sidd, read_validation
 from img2img_recon.figures import label_of
 from img2img_recon.support.cli import flag, parse_config, run_script

@@ -19,7 +19,7 @@ from denoise_tasks.experiment import MIN_SCORED, mean_scores
 from denoise_tasks.images import with_channels
 from denoise_tasks.inference import Denoiser
 from denoise_tasks.noise import finish, image_units, noise_seed, noisy_copy, prepare_clean
-from denoise_tasks.picture_files import read_picture
+from denoise_tasks.pictures import read_picture
 from denoise_tasks.sidd import Pair
 from img2img_recon.metrics import image_scores
 from img2img_recon.support.errors import InputError

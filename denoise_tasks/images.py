@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from denoise_tasks.noise import centre
-from denoise_tasks.picture_files import list_pictures, read_picture
+from denoise_tasks.pictures import list_pictures, read_picture
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import cache_dir, locked, make_folder_once, write_json
 from img2img_recon.support.progress import Track, silent

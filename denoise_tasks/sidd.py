@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from denoise_tasks.picture_files import list_pictures, picture_size
+from denoise_tasks.pictures import list_pictures, picture_size
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import atomic_path
 

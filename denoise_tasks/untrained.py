@@ -108,7 +108,7 @@ def read_scene(image: Path | None, settings: Settings) -> Scene:
 
         pixels, name = skimage.data.camera()[..., None] / 255, "scikit-image's camera"
     else:
-        from denoise_tasks.picture_files import read_picture
+        from denoise_tasks.pictures import read_picture
 
         pixels, name = read_picture(image).pixels, f"--image: {image}"
     clean = square_picture(luminance(pixels), settings.size, name)

@@ -90,7 +90,7 @@ def measure_pass(task: Mapping[str, Any]) -> dict[str, float | None]:
 
     from denoise_tasks.apply import denoise_pixels
     from denoise_tasks.inference import load_denoiser
-    from denoise_tasks.picture_files import read_picture, write_picture
+    from denoise_tasks.pictures import read_picture, write_picture
     from img2img_recon.networks.zoo import build_model
     from img2img_recon.training.trainer import pick_device
     from img2img_recon.wrappers import AnySize
@@ -149,7 +149,7 @@ def measure(config: DenoiseBenchmark) -> dict[str, Any]:
     import numpy as np
 
     from denoise_tasks.inference import load_denoiser
-    from denoise_tasks.picture_files import write_picture
+    from denoise_tasks.pictures import write_picture
 
     denoiser = load_denoiser(config.run)
     parameters = sum(parameter.numel() for parameter in denoiser.module.parameters())

@@ -14,7 +14,7 @@ import denoise_tasks.inference
 from denoise_tasks import benchmark, denoise, sidd
 from denoise_tasks.apply import TILE, back, bounded, denoise_pixels, orientations, tiles_at_once
 from denoise_tasks.inference import Denoiser, build_module, load_denoiser
-from denoise_tasks.picture_files import Metadata, Picture, read_picture, write_picture
+from denoise_tasks.pictures import Metadata, Picture, read_picture, write_picture
 from img2img_recon.networks.zoo import build_model, model_config
 from img2img_recon.support.errors import InputError
 from img2img_recon.wrappers import AnySize, Residual

@@ -15,7 +15,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
-from denoise_tasks.picture_files import (
+from denoise_tasks.pictures import (
     ENDINGS,
     MAX_PIXELS,
     Metadata,
