@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from img2img_recon.networks.mixer import image_size
-from img2img_recon.networks.mixing import AxisMLP
-from img2img_recon.networks.patches import PatchEmbed
+from img2img_recon.networks.base import image_size
+from img2img_recon.networks.layers import AxisMLP, PatchEmbed
 from img2img_recon.support.errors import InputError
 
 

@@ -13,9 +13,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from img2img_recon.networks.dncnn import DnCNN
-from img2img_recon.networks.mixer import Img2ImgMixer
-from img2img_recon.networks.multires_mixer import LEVELS, MultiResMixer
-from img2img_recon.networks.original_mixer import OriginalMixer
+from img2img_recon.networks.mixers import LEVELS, Img2ImgMixer, MultiResMixer, OriginalMixer
 from img2img_recon.networks.unet import UNet
 from img2img_recon.networks.vit import VisionTransformer
 from img2img_recon.support.errors import InputError

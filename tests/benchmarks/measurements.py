@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from img2img_recon.networks.cpu_kernels import has_units_for
-from img2img_recon.networks.mixer import Img2ImgMixer
-from img2img_recon.networks.mixing import AxisMLP, MixerLayer
+from img2img_recon.networks.layers import AxisMLP, MixerLayer
+from img2img_recon.networks.mixers import Img2ImgMixer
 from img2img_recon.networks.zoo import build_model
 from img2img_recon.support.processes import call_in_fresh_process
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from img2img_recon.networks.mixer import Img2ImgMixer
+from img2img_recon.networks.mixers import Img2ImgMixer
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.processes import call_in_fresh_process
 from tests.benchmarks import measurements

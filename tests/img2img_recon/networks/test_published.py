@@ -10,9 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from img2img_recon import InputError, Normalized, load_reference_checkpoint
-from img2img_recon.networks.mixer import Img2ImgMixer
-from img2img_recon.networks.multires_mixer import MultiResMixer
-from img2img_recon.networks.original_mixer import OriginalMixer
+from img2img_recon.networks.mixers import Img2ImgMixer, MultiResMixer, OriginalMixer
 from img2img_recon.networks.vit import VisionTransformer
 
 FOLDER = Path(__file__).parents[2] / "data" / "reference"

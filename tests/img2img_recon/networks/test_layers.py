@@ -13,11 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from img2img_recon.networks import cpu_kernels as blocked
-from img2img_recon.networks import mixing
+from img2img_recon.networks import layers
 from img2img_recon.networks.cpu_kernels import plain_formulation
-from img2img_recon.networks.mixer import Img2ImgMixer
-from img2img_recon.networks.mixing import AxisLinear, AxisMLP, MixerLayer
-from img2img_recon.networks.patches import PatchEmbed, PatchExpand, PatchMerge
+from img2img_recon.networks.layers import (
+    AxisLinear,
+    AxisMLP,
+    MixerLayer,
+    PatchEmbed,
+    PatchExpand,
+    PatchMerge,
+)
+from img2img_recon.networks.mixers import Img2ImgMixer
 from img2img_recon.support.errors import InputError
 
 
@@ -305,9 +311,9 @@ def test_inference_mixes_tokens_at_once(
     if transposed:
         x = x.transpose(1, 2).contiguous().transpose(1, 2)
     ran: list[int] = []
-    at_once = mixing.blocked_token_mixing
+    at_once = layers.blocked_token_mixing
     monkeypatch.setattr(
-        mixing, "blocked_token_mixing", lambda *given: ran.append(1) or at_once(*given)
+        layers, "blocked_token_mixing", lambda *given: ran.append(1) or at_once(*given)
     )
     with torch.no_grad():
         got = layer(x)
