@@ -1,0 +1,179 @@
+"""What a kind of training is: its defaults, data, network, scores; all that scripts, sweeps and jobs ask.
+
+A task is asked in this order, and each step needs the one before it:
+
+    resolve   flags -> the configuration with every default settled; no data are read, torch is not imported
+    prepare   finds and checks the data, names the run
+    build     module, loaders, trainer
+    score     what metrics.json holds
+
+Run ids, dry runs and estimates stop after `resolve`; `img2img_recon.training.runner.run_task` goes all the way.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from img2img_recon.support.cli import Flag, config_from, flags_of
+from img2img_recon.training.options import NOT_IDENTITY, TrainingFlags
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+    from torch import nn
+
+    from img2img_recon.networks.zoo import Row
+    from img2img_recon.support.progress import Track
+    from img2img_recon.training.run_folder import RunFolder
+
+ConfigT = TypeVar("ConfigT", bound=TrainingFlags)
+PreparedT = TypeVar("PreparedT", bound="PreparedRun")
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """How much a configuration trains, as far as is known before data are read.
+
+    Attributes:
+        image_size: (H, W) of the images that the network is trained on.
+        train_images: training images or slices, None where only the data say it.
+        presented: images that go through the network in the whole training, None likewise.
+    """
+
+    image_size: tuple[int, int]
+    train_images: int | None
+    presented: int | None
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run with everything looked up and checked, before anything is trained; tasks add their data.
+
+    Attributes:
+        config: resolved, with what the data decided.
+        run: its folder.
+        content: what makes the run the run it is (`Task.identity`).
+        report: takes the messages for the person at the terminal.
+        track: progress bars, if wanted.
+    """
+
+    config: Any
+    run: RunFolder
+    content: dict[str, Any]
+    report: Report
+    track: Track
+
+
+@dataclass(frozen=True)
+class TrainingParts:
+    """What a training puts together, built and thereby checked before anything is written."""
+
+    module: pl.LightningModule
+    data: pl.LightningDataModule
+    trainer: pl.Trainer
+
+
+class Task(ABC, Generic[ConfigT, PreparedT]):
+    """One kind of training.
+
+    Attributes:
+        name: the word for it, as stored in runs and sweep files.
+        config_class: its flags.
+        monitor: the validation metric that chooses the checkpoint.
+        monitor_mode: "max" or "min", which of two scores is better.
+    """
+
+    name: ClassVar[str]
+    config_class: ClassVar[type[Any]]
+    monitor: ClassVar[str]
+    monitor_mode: ClassVar[str] = "max"
+
+    @abstractmethod
+    def models(self) -> Mapping[str, Row]:
+        """The networks that `--model` takes, by name."""
+
+    def flags(self) -> dict[str, Flag]:
+        """Every flag by name, the networks' options among them."""
+        return flags_of(self.config_class, self.models())
+
+    def config(self, values: Mapping[str, Any]) -> ConfigT:
+        """The configuration from flags by name, of whatever type JSON or YAML gave them.
+
+        Raises:
+            InputError: an unknown flag or a value that does not fit.
+        """
+        return config_from(self.config_class, values, self.models())
+
+    @abstractmethod
+    def resolve(self, given: ConfigT) -> ConfigT:
+        """The configuration with every default settled, without reading data or importing torch.
+
+        Raises:
+            InputError: an unknown model, or flags that do not go together.
+        """
+
+    @abstractmethod
+    def workload(self, config: ConfigT) -> Workload:
+        """How much a resolved configuration trains."""
+
+    @abstractmethod
+    def network(self, config: ConfigT) -> nn.Module:
+        """What a resolved configuration trains, with random weights, as it stands in its Lightning module."""
+
+    def identity(self, config: ConfigT) -> dict[str, Any]:
+        """What makes a run the run it is, JSON-serialisable; equal content means the same run."""
+        content = {
+            key: value
+            for key, value in asdict(config).items()
+            if key not in (*NOT_IDENTITY, *self.not_identity)
+        }
+        return {"task": self.name} | {key: plain(value) for key, value in content.items()}
+
+    not_identity: ClassVar[tuple[str, ...]] = ()
+    """Flags of this task that may change between a run and its continuation."""
+
+    @abstractmethod
+    def default_run(self, config: ConfigT, content: Mapping[str, Any]) -> Path:
+        """The run's folder where `--run` is not given: one per configuration."""
+
+    @abstractmethod
+    def prepare(self, config: ConfigT, report: Report) -> PreparedT:
+        """Find and check the data of a resolved configuration; nothing is written.
+
+        Raises:
+            InputError: data, flags or run folder that cannot be used.
+        """
+
+    @abstractmethod
+    def build(self, prepared: PreparedT) -> TrainingParts:
+        """Make the module, the data module and the trainer.
+
+        Raises:
+            InputError: settings that do not go together.
+        """
+
+    @abstractmethod
+    def describe(self, prepared: PreparedT, parts: TrainingParts) -> str:
+        """One line on what is about to be trained."""
+
+    @abstractmethod
+    def score(self, prepared: PreparedT) -> dict[str, Any]:
+        """Apply the best checkpoint to the validation data, draw, and return what metrics.json holds."""
+
+    def finish(self, prepared: PreparedT) -> None:
+        """Make what else belongs into the folder, also when the run was found finished."""
+
+
+def plain(value: Any) -> Any:
+    """A flag's value as JSON holds it: paths absolute and as text, tuples as lists."""
+    if isinstance(value, Path):
+        return str(value.resolve())
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(item) for item in value]
+    return value
