@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from img2img_recon.networks.published import load_reference_checkpoint
     from img2img_recon.networks.zoo import build_model, list_models, model_config
     from img2img_recon.support.errors import InputError
+    from img2img_recon.training.checkpoints import load
     from img2img_recon.wrappers import AnySize, Normalized, Residual
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "SSIMLoss",
     "build_model",
     "list_models",
+    "load",
     "load_reference_checkpoint",
     "model_config",
 ]
@@ -42,6 +44,7 @@ _HOME = {
     "SSIMLoss": "losses",
     "build_model": "networks.zoo",
     "list_models": "networks.zoo",
+    "load": "training.checkpoints",
     "load_reference_checkpoint": "networks.published",
     "model_config": "networks.zoo",
 }

@@ -207,3 +207,20 @@ def complete_config(
         multiple = grid_multiple(name, patch)
         options["img_size"] = [-(-side // multiple) * multiple for side in img_size]
     return model_config(name, **options)
+
+
+class Option(NamedTuple):
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+
+def options_of_all(models: Mapping[str, Any]) -> dict[str, Option]:
+    """Stand-in until the signatures are read: the options of all rows, typed by their values."""
+    found: dict[str, Option] = {}
+    for row in models.values():
+        for name, value in row.config.items():
+            hint = (int | tuple[int, int] | None) if name == "img_size" else (type(value) | None)
+            found.setdefault(name, Option(name, hint, value, name))
+    return found

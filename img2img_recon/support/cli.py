@@ -70,7 +70,11 @@ def flag(
             "aliases": aliases,
         }
     }
-    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+    return (
+        field(metadata=metadata)
+        if default is MISSING
+        else field(default=default, metadata=metadata)
+    )
 
 
 def network_options() -> Any:
@@ -288,7 +292,9 @@ def _assemble(
     options: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, list):
-            single = len(value) == 1 and _takes_one(flags[name].type, element_type(flags[name].type))
+            single = len(value) == 1 and _takes_one(
+                flags[name].type, element_type(flags[name].type)
+            )
             value = value[0] if single else tuple(value)
         if not flags[name].option:
             given[name] = value

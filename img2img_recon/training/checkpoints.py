@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
 
+from img2img_recon.networks.zoo import build_model
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import atomic_path
 from img2img_recon.training.preemption import STOP_REQUEST, RunStopped
 from img2img_recon.training.run_folder import RunFolder
+from img2img_recon.wrappers import AnySize, Normalized, Residual
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -103,6 +105,41 @@ def read_run(
             f"{path}: not a checkpoint of {script} (its task: {config.get('task', 'none')})"
         )
     return config, checkpoint, path
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "plain": AnySize,
+    "residual": lambda network: Residual(AnySize(network)),
+    "normalized": lambda network: Normalized(AnySize(network)),
+}
+"""What a task trains around a network, by the word that its runs store under `wrapper`."""
+
+
+def load(source: Path | str) -> nn.Module:
+    """The trained network of a run folder or checkpoint file, of any task, in evaluation mode on the CPU.
+
+    It maps images (B, C, H, W) of any size and, as it was trained, in [0, 1] (denoising) or in any
+    units (MRI magnitudes), to images of the same size and units.
+
+    Raises:
+        InputError: no checkpoint, or one whose network does not take images alone.
+    """
+    path = find_checkpoint(Path(source))
+    checkpoint = load_checkpoint(path)
+    config = checkpoint.get("run_config") or {}
+    if config.get("wrapper") not in WRAPPERS:
+        raise InputError(
+            f"{path}: its network does not map images to images "
+            f"(model: {config.get('model', 'unknown')})"
+        )
+    network = WRAPPERS[config["wrapper"]](build_model(config["model"], **config["options"]))
+    own = {
+        key.removeprefix("network."): value
+        for key, value in checkpoint["state_dict"].items()
+        if key.startswith("network.")
+    }
+    load_weights(network, {"state_dict": own}, path)
+    return network.eval()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

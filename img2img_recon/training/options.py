@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from img2img_recon.support.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-
 from img2img_recon.support.cli import flag, network_options
 from img2img_recon.support.errors import InputError
+from img2img_recon.support.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 FlagsT = TypeVar("FlagsT", bound="TrainingFlags")
 

@@ -6,7 +6,6 @@ import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -22,18 +21,34 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.seeds import seed_of
 from img2img_recon.training.checkpoints import AtomicCheckpointIO, RunCheckpoints
+from img2img_recon.training.options import TrainingFlags
 from img2img_recon.training.run_folder import RunFolder
 
 
 def pick_device(accelerator: str) -> torch.device:
-    """`auto` is the GPU where there is one."""
-    if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
+    """The device that Lightning's accelerator of this name trains on, for inference.
+
+    Raises:
+        InputError: an accelerator that is not here, or that torch alone does not know.
+    """
+    found = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    gpu = next((name for name in ("mps", "cuda") if found[name]), None)
+    wanted = {"auto": gpu or "cpu", "gpu": gpu}.get(accelerator, accelerator)
+    if wanted is None or not found.get(wanted, False):
+        here = [
+            "auto",
+            *(name for name, there in found.items() if there),
+            *(["gpu"] if gpu else []),
+        ]
         raise InputError(
-            f"--accelerator: given {accelerator}, but torch sees no GPU; allowed here: auto, cpu"
+            f"--accelerator: given {accelerator}, which this machine lacks; "
+            f"allowed here: {', '.join(here)}"
         )
-    return torch.device("cuda")
+    return torch.device(wanted)
 
 
 class SeedEachBatch(Callback):
@@ -96,27 +111,6 @@ def one_cycle(optimizer: torch.optim.Optimizer, max_lr: float, total_steps: int)
     )
 
 
-@dataclass(frozen=True)
-class TrainerOptions:
-    """What a task passes through to the Lightning trainer; see the flags of the training scripts."""
-
-    max_epochs: int
-    precision: str = "32-true"
-    accelerator: str = "auto"
-    devices: str = "auto"
-    num_nodes: int = 1
-    strategy: str = "auto"
-    accumulate_grad_batches: int = 1
-    gradient_clip_val: float = 0.0
-    gradient_clip_norm_type: float = 2.0
-    checkpoint_every_n_steps: int = 0
-    check_val_every_n_epoch: int = 1
-    seed: int = 42
-    monitor: str = "validation_loss"
-    monitor_mode: str = "min"
-    progress: bool = True
-
-
 def _devices(given: str) -> str | int | list[int]:
     if given == "auto":
         return given
@@ -142,62 +136,64 @@ def _strategy(given: str, devices: str | int | list[int], num_nodes: int) -> str
 
 def make_trainer(
     run: RunFolder,
-    config: Mapping[str, Any],
-    options: TrainerOptions,
+    content: Mapping[str, Any],
+    config: TrainingFlags,
+    monitor: str,
+    mode: str,
     callbacks: Sequence[Callback] = (),
 ) -> pl.Trainer:
     """A Lightning trainer that logs to the run folder and can be killed and resumed at any moment.
 
     Args:
         run: where checkpoints and logs go; nothing is written before training starts.
-        config: the run's resolved configuration, kept in every checkpoint.
-        options: Lightning's settings.
+        content: the run's resolved configuration, kept in every checkpoint.
+        config: the flags.
+        monitor: the validation metric that chooses the best checkpoint.
+        mode: "max" or "min", which of two scores is better.
         callbacks: the task's own.
 
     Raises:
-        InputError: an option that Lightning refuses, with its reason.
+        InputError: a flag that Lightning refuses, with its reason.
     """
     quiet_lightning()
-    devices = _devices(options.devices)
+    devices = _devices(config.devices)
     own: list[Callback] = [
-        SeedEachBatch(options.seed),
+        SeedEachBatch(config.seed),
         AverageBuffers(),
-        RunCheckpoints(
-            run, options.monitor, options.monitor_mode, options.checkpoint_every_n_steps
-        ),
+        RunCheckpoints(run, monitor, mode, config.checkpoint_every_n_steps),
     ]
-    if options.gradient_clip_val > 0:
-        own.append(ClipGradients(options.gradient_clip_val, options.gradient_clip_norm_type))
-    if options.progress:
+    if config.gradient_clip_val:
+        own.append(ClipGradients(config.gradient_clip_val, config.gradient_clip_norm_type or 2.0))
+    if config.progress:
         own.append(_progress_bar())
     try:
         return pl.Trainer(
-            max_epochs=options.max_epochs,
-            precision=options.precision,  # type: ignore[arg-type]
-            accelerator=options.accelerator,
+            max_epochs=config.max_epochs or 1,
+            precision=config.precision,  # type: ignore[arg-type]
+            accelerator=config.accelerator,
             devices=devices,
-            num_nodes=options.num_nodes,
-            strategy=_strategy(options.strategy, devices, options.num_nodes),
-            accumulate_grad_batches=options.accumulate_grad_batches,
-            check_val_every_n_epoch=options.check_val_every_n_epoch,
+            num_nodes=config.num_nodes,
+            strategy=_strategy(config.strategy, devices, config.num_nodes),
+            accumulate_grad_batches=config.accumulate_grad_batches,
+            check_val_every_n_epoch=config.check_val_every_n_epoch,
             logger=[
                 TensorBoardLogger(run.path, name="logs", version="tensorboard"),
                 CSVLogger(run.path, name="logs", version=_next_csv(run)),
             ],
-            plugins=[AtomicCheckpointIO(config), *_cluster_plugins()],
+            plugins=[AtomicCheckpointIO(content), *_cluster_plugins()],
             callbacks=[*own, *callbacks],
             default_root_dir=run.path,
             # Our samplers know the processes; a second sampler on top would tear volumes apart.
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
             enable_checkpointing=False,
-            enable_progress_bar=options.progress,
+            enable_progress_bar=config.progress,
             enable_model_summary=False,
             log_every_n_steps=10,
         )
     except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
         given = ", ".join(
-            f"--{name} {getattr(options, name)}"
+            f"--{name} {getattr(config, name)}"
             for name in ("accelerator", "devices", "num_nodes", "strategy", "precision")
         )
         reason = " ".join(str(error).split())
