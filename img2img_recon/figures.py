@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from img2img_recon.metrics import volume_scores
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WINDOW_PERCENTILE = 99.9
 PANEL_INCHES = 2.6
@@ -35,6 +39,30 @@ LABELS = {
 def label_of(name: str) -> str:
     """Spell a method's or network's name for a figure."""
     return LABELS.get(name, name.replace("_", " "))
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty white figure, in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # Without pyplot: no figure is registered globally and no display is ever asked for.
+    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as the image file that its ending says (PNG without one), atomically.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format=path.suffix.lstrip(".") or "png")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def reconstruction_panel(
@@ -75,17 +103,12 @@ def reconstruction_panel(
     if not (top > 0 and span > 0):
         raise InputError(f"{path}: the target holds no signal to draw")
 
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     height, width = target.shape
     columns = len(images) + 1
     cell = PANEL_INCHES * height / width
     top_inches = 0.55 if title else 0.3
     total = (columns * PANEL_INCHES, 2 * cell + 0.45 + top_inches)
-    # Without pyplot: no figure is registered globally and no display is ever asked for.
-    figure = Figure(figsize=total, dpi=DOTS_PER_INCH, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(*total)
     axes = figure.subplots(2, columns, squeeze=False)
     figure.subplots_adjust(
         left=0.005,
@@ -126,8 +149,4 @@ def reconstruction_panel(
     )
     if title:
         figure.suptitle(title, fontsize=10, y=1 - 0.1 / total[1], va="top")
-    try:
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format=path.suffix.lstrip(".") or "png")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    save_figure(figure, path)

@@ -10,6 +10,7 @@ real image, without padding, and the same for all of its tiles.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import product
 from typing import NamedTuple
 
@@ -190,6 +191,8 @@ class AnySize(_Wrapper):
             `min_size`.
         overlap: least overlap of neighbouring tiles as a fraction of a tile, in [0, 1).
         max_tiles_per_batch: tiles that go through the network at once; bounds the memory.
+        tile: side of the tiles of a network that takes any size, for images that are larger; None
+            sends them through whole, and memory grows with them.
 
     Shapes: (B, C, H, W) -> (B, C', H, W).
 
@@ -203,7 +206,11 @@ class AnySize(_Wrapper):
     min_size = 1
 
     def __init__(
-        self, net: nn.Module, overlap: float = 0.25, max_tiles_per_batch: int = 16
+        self,
+        net: nn.Module,
+        overlap: float = 0.25,
+        max_tiles_per_batch: int = 16,
+        tile: int | None = None,
     ) -> None:
         super().__init__(net)
         if not 0 <= overlap < 1:
@@ -212,6 +219,7 @@ class AnySize(_Wrapper):
             raise InputError(f"max_tiles_per_batch is {max_tiles_per_batch}; it must be at least 1")
         self.overlap = overlap
         self.max_tiles_per_batch = max_tiles_per_batch
+        self.tile = tile
 
     def forward(self, image: Tensor) -> Tensor:
         """Map images (B, C, H, W) to (B, C', H, W)."""
@@ -221,11 +229,15 @@ class AnySize(_Wrapper):
                 "(batch, channels, height, width) is needed"
             )
         native: tuple[int, int] | None = getattr(self.net, "img_size", None)
-        if native is None:
+        H, W = image.shape[-2:]
+        if native is None and (self.tile is None or max(H, W) <= self.tile):
             return self._padded(image)
+        if native is None:
+            assert self.tile is not None
+            return self._tiled(image, (min(H, self.tile), min(W, self.tile)), self._padded)
         large, padding = pad_to(image, *native)
         fits = tuple(large.shape[-2:]) == tuple(native)
-        return unpad(self.net(large) if fits else self._tiled(large, native), padding)
+        return unpad(self.net(large) if fits else self._tiled(large, native, self.net), padding)
 
     def _padded(self, image: Tensor) -> Tensor:
         divisor = getattr(self.net, "size_divisor", 1)
@@ -234,8 +246,10 @@ class AnySize(_Wrapper):
         padded, padding = pad_to(image, H, W)
         return unpad(self.net(padded), padding)
 
-    def _tiled(self, image: Tensor, tile: tuple[int, int]) -> Tensor:
-        """Send `image` (B, C, H, W), no smaller than a tile, through the network tile by tile."""
+    def _tiled(
+        self, image: Tensor, tile: tuple[int, int], network: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Send `image` (B, C, H, W), no smaller than a tile, through `network` tile by tile."""
         H, W = image.shape[-2:]
         h, w = tile
         overlaps = (int(self.overlap * h), int(self.overlap * w))
@@ -249,7 +263,7 @@ class AnySize(_Wrapper):
                 (number, slice(rows[i], rows[i] + h), slice(columns[j], columns[j] + w), i, j)
                 for number, i, j in places[first : first + self.max_tiles_per_batch]
             ]
-            outputs = self.net(torch.stack([image[n, :, y, x] for n, y, x, _, _ in batch]))
+            outputs = network(torch.stack([image[n, :, y, x] for n, y, x, _, _ in batch]))
             if first == 0:
                 # Only the output says how many channels there are, and under autocast which dtype.
                 dtype, chans = outputs.dtype, outputs.shape[1]

@@ -126,7 +126,15 @@ def load(source: Path | str) -> nn.Module:
     """
     path = find_checkpoint(Path(source))
     checkpoint = load_checkpoint(path)
-    config = checkpoint.get("run_config") or {}
+    return network_of(checkpoint.get("run_config") or {}, checkpoint, path)
+
+
+def network_of(config: Mapping[str, Any], checkpoint: Mapping[str, Any], path: Path) -> nn.Module:
+    """`load`, from what `read_run` has read.
+
+    Raises:
+        InputError: as `load`.
+    """
     if config.get("wrapper") not in WRAPPERS:
         raise InputError(
             f"{path}: its network does not map images to images "

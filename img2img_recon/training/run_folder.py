@@ -163,9 +163,9 @@ class RunFolder:
                 key = differing[0]
                 more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
                 raise InputError(
-                    f"--run_dir: {self.path} belongs to another configuration "
+                    f"--run: {self.path} belongs to another configuration "
                     f"({key}: {stored.get(key)!r} there, {wanted.get(key)!r} here{more}); "
-                    "give another --run_dir or the same flags"
+                    "give another --run or the same flags"
                 )
             return
         own = ("environment.json",)  # left behind by a run killed while it claimed the folder
@@ -173,11 +173,11 @@ class RunFolder:
             item.name not in own and not item.name.startswith(".") for item in self.path.iterdir()
         ):
             raise InputError(
-                f"--run_dir: {self.path} holds files but no config.json; give a new or empty folder"
+                f"--run: {self.path} holds files but no config.json; give a new or empty folder"
             )
         if dry:
             return
-        writable_folder(self.path, "--run_dir")
+        writable_folder(self.path, "--run")
         write_json(self.config_file, wanted)
         write_json(self.path / "environment.json", environment())
 
@@ -203,7 +203,7 @@ class RunFolder:
 
         The lock goes with the process, so a killed run leaves none behind.
         """
-        writable_folder(self.path, "--run_dir")
-        busy = f"--run_dir: another process is working in {self.path}"
+        writable_folder(self.path, "--run")
+        busy = f"--run: another process is working in {self.path}"
         with locked(self.path / ".lock", 0, busy):
             yield

@@ -176,6 +176,28 @@ def test_tiles_are_batched_and_bounded() -> None:
     assert net.batches == [5, 5, 2]
 
 
+def test_a_network_of_any_size_is_cut_into_tiles_on_demand() -> None:
+    """Interior tiles see what the whole image shows; each is padded to what the network takes."""
+    seen: list[tuple[int, ...]] = []
+
+    class Doubling(Divisible):
+        def forward(self, image: Tensor) -> Tensor:
+            seen.append(tuple(image.shape))
+            return super().forward(image) * 2
+
+    image = torch.rand(1, 3, 100, 21)
+    tiled = AnySize(Doubling(8), tile=32, max_tiles_per_batch=3)
+    torch.testing.assert_close(tiled(image), 2 * image)
+    assert {shape[2:] for shape in seen} == {(32, 24)}
+    assert max(shape[0] for shape in seen) == 3
+    seen.clear()
+    tiled(image[:, :, :32])
+    assert seen == [(1, 3, 32, 24)]
+    seen.clear()
+    AnySize(Doubling(8))(image)
+    assert seen == [(1, 3, 104, 24)]
+
+
 def test_result_does_not_depend_on_the_batch_of_tiles() -> None:
     net = tiny_mixer()
     image = torch.rand(2, 1, 37, 52)
