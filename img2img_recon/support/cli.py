@@ -1,108 +1,112 @@
-"""What every script shares: a typed configuration from the command line, and one-line errors."""
+"""A script's command line: words to a configuration, and errors of one line."""
 
 from __future__ import annotations
 
+import json
 import sys
-import types
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar
 
 from img2img_recon.support.errors import InputError
+from img2img_recon.support.flags import Flag, flag, flags_of, network_options, refusal, typed
+from img2img_recon.support.help_text import Defaults, help_text
+from img2img_recon.support.values import SWITCH, did_you_mean
+
+__all__ = ["Flag", "config_from", "flag", "flags_of", "network_options", "parse_config", "typed"]
 
 ConfigT = TypeVar("ConfigT")
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
-GROUPS = ("data", "network", "training", "run", "cluster")
+
+HELP, HELP_ALL, CONFIG, PRINT_CONFIG = OWN_FLAGS = (
+    Flag("help", bool, False, "the flags that most trainings need"),
+    Flag("help_all", bool, False, "every flag"),
+    Flag("config", tuple[Path, ...], (), "YAML file with values of flags, as batch_size: 4"),
+    Flag("print_config", bool, False, "print such a file instead of starting"),
+)
 
 
-@dataclass(frozen=True)
-class Flag:
-    """One flag of a script.
-
-    Attributes:
-        name: without dashes; also the field of the configuration, or the network's option.
-        type: what its value is.
-        default: the value without the flag; MISSING if it is required.
-        help: one sentence.
-        group: heading in `--help`, one of `GROUPS`.
-        basic: whether plain `--help` shows it (`--help_all` shows every flag).
-        positional: the value is given without `--name`.
-        aliases: other spellings, for what users of other programs type.
-        option: whether it is an argument of a network's constructor.
-    """
-
-    name: str
-    type: Any
-    default: Any
-    help: str
-    group: str = "run"
-    basic: bool = False
-    positional: bool = False
-    aliases: tuple[str, ...] = ()
-    option: bool = False
-
-    @property
-    def required(self) -> bool:
-        """Whether it has no default."""
-        return self.default is MISSING
-
-
-def flag(
-    default: Any = MISSING,
+def parse_config(
+    config_class: type[ConfigT],
+    words: Sequence[str] | None = None,
     *,
-    help: str,
-    group: str = "run",
-    basic: bool = False,
-    positional: bool = False,
-    aliases: tuple[str, ...] = (),
-) -> Any:
-    """A dataclass field that is a command-line flag; for the arguments see `Flag`."""
-    metadata = {
-        "flag": {
-            "help": help,
-            "group": group,
-            "basic": basic,
-            "positional": positional,
-            "aliases": aliases,
-        }
-    }
-    return (
-        field(metadata=metadata)
-        if default is MISSING
-        else field(default=default, metadata=metadata)
-    )
+    description: str | None = None,
+    models: Mapping[str, Any] | None = None,
+    defaults: Defaults | None = None,
+    prog: str | None = None,
+) -> ConfigT:
+    """Build the dataclass `config_class` from command-line words (default: `sys.argv[1:]`).
 
-
-def network_options() -> Any:
-    """The dataclass field that takes the network's options; every one of them is a flag of its own."""
-    return field(default_factory=dict, metadata={"network_options": True})
-
-
-def flags_of(config_class: type[Any], models: Mapping[str, Any] | None = None) -> dict[str, Flag]:
-    """The flags of a configuration by name, in the order of its fields.
+    Every field is a flag of the field's name, type and default (see `flag`). A flag that takes several
+    values takes several words and may be repeated. `--config FILE.yaml` gives values of flags that are
+    not among the words. `--help`, `--help_all` and `--print_config` print and end the program.
 
     Args:
-        config_class: a dataclass whose fields were made by `flag` and `network_options`.
-        models: the networks whose options are flags too, rows of `networks.zoo` by name.
-    """
-    hints = get_type_hints(config_class)
-    found: dict[str, Flag] = {}
-    for item in fields(config_class):
-        if "flag" in item.metadata:
-            found[item.name] = Flag(
-                item.name, hints[item.name], item.default, **item.metadata["flag"]
-            )
-        elif "network_options" in item.metadata:
-            from img2img_recon.networks.zoo import options_of_all
+        config_class: as `flags_of`.
+        words: of the command line.
+        description: above the flags in `--help`; by default the class's docstring.
+        models: as `flags_of`.
+        defaults: called for `--help` only; what flags whose default is None come to, in words
+            ("40 (built-in data: 20)"), by name.
+        prog: the command's name in `--help`; by default the script's.
 
-            for name, option in options_of_all(models or {}).items():
-                if name not in ("in_chans", "out_chans"):
-                    found[name] = Flag(name, option.type, None, option.help, "network", option=True)
-    return found
+    Raises:
+        InputError: a word that does not fit, or what the dataclass's own check says.
+    """
+    flags = flags_of(config_class, models)
+    given = _read(sys.argv[1:] if words is None else words, flags)
+    if given.keys() & {HELP.name, HELP_ALL.name}:
+        summary = description or (config_class.__doc__ or "").strip().split("\n")[0]
+        name = prog or Path(sys.argv[0]).name
+        every = HELP_ALL.name in given
+        print(help_text(flags.values(), OWN_FLAGS, name, summary, defaults, every))
+        raise SystemExit(0)
+    for file in given.pop(CONFIG.name, ()):
+        given = _stored(Path(file), flags) | given
+    values = {name: texts[0] if len(texts) == 1 else texts for name, texts in given.items()}
+    if values.pop(PRINT_CONFIG.name, False):
+        print(_as_yaml(flags, values), end="")
+        raise SystemExit(0)
+    return config_from(config_class, values, models)
+
+
+def config_from(
+    config_class: type[ConfigT],
+    values: Mapping[str, Any],
+    models: Mapping[str, Any] | None = None,
+) -> ConfigT:
+    """Build the dataclass `config_class` from flags by name, as words, JSON, YAML or Python give them.
+
+    Raises:
+        InputError: an unknown flag, one that is missing, or a value that does not fit.
+    """
+    flags = flags_of(config_class, models)
+    given = _typed_values(flags, values)
+    missing = [item for item in flags.values() if item.required and item.name not in given]
+    if missing:
+        more = "".join(f"; {item.spelling} is missing too" for item in missing[1:])
+        raise InputError(f"{missing[0].spelling}: missing; give {missing[0].allowed}{more}")
+    own = {name: value for name, value in given.items() if not flags[name].option}
+    if any("network_options" in item.metadata for item in fields(config_class)):  # type: ignore[arg-type]
+        options = {name: given[name] for name in given.keys() - own.keys()}
+        own["options"] = {name: v for name, v in options.items() if v is not None}
+    return config_class(**own)
+
+
+def _typed_values(flags: Mapping[str, Flag], values: Mapping[str, Any]) -> dict[str, Any]:
+    names = {word: item for item in flags.values() for word in (item.name, *item.aliases)}
+    for name in values:
+        if name not in names:
+            raise _unknown(name, names)
+    return {names[name].name: typed(names[name], value) for name, value in values.items()}
+
+
+def _unknown(name: str, known: Mapping[str, Any]) -> InputError:
+    close = did_you_mean(name, known, "--") or f"; --{HELP_ALL.name} lists the flags"
+    return InputError(f"--{name}: no such flag{close}")
 
 
 def underscore_flags(words: Sequence[str]) -> list[str]:
@@ -118,191 +122,89 @@ def underscore_flags(words: Sequence[str]) -> list[str]:
     return spelled
 
 
-def gathered(words: Sequence[str], names: Mapping[str, str]) -> list[str]:
-    """Words in which `--run A --run B` has become `--run A B`, for the flags of `names` (spelling -> flag)."""
-    others: list[str] = []
-    values: dict[str, list[str]] = {}
-    current = others
-    for position, word in enumerate(words):
+def _groups(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Flags without dashes, each with the words up to the next; "" for words that follow no flag."""
+    name, texts = "", list[str]()
+    for position, word in enumerate(underscore_flags(words)):
+        if word != "--" and not word.startswith("--") and word != "-h":
+            texts.append(word)
+            continue
+        yield name, texts
+        name, texts = "", []
         if word == "--":
-            return [*others, *_flags_with(values), *words[position:]]
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            if name not in names:
-                current = others
-                others.append(word)
-                continue
-            current = values.setdefault(names[name], [])
-            if equals:
-                current.append(value)
-                current = others
-        else:
-            current.append(word)
-    return [*others, *_flags_with(values)]
+            texts = list(words[position + 1 :])
+            break
+        name, equals, value = ("help" if word == "-h" else word[2:]).partition("=")
+        if equals:
+            yield name, [value]
+            name = ""
+    yield name, texts
 
 
-def _flags_with(values: Mapping[str, Sequence[str]]) -> list[str]:
-    return [word for name, given in values.items() for word in (f"--{name}", *given)]
-
-
-def element_type(hint: Any) -> Any | None:
-    """The element type when `hint` is a tuple or a list, alone or `| None`; None for anything else."""
-    if get_origin(hint) in (Union, types.UnionType):
-        options = [option for option in get_args(hint) if option is not type(None)]
-        sequences = [one for one in map(element_type, options) if one is not None]
-        return sequences[0] if sequences else None
-    return get_args(hint)[0] if get_origin(hint) in (tuple, list) else None
-
-
-def _takes_one(hint: Any, element: Any) -> bool:
-    """Whether a single element, not in a list, fits `hint` too (`int | tuple[int, int]`)."""
-    return element in get_args(hint)
-
-
-def _add_flag(parser: Any, flag: Flag) -> None:
-    from jsonargparse import ActionYesNo
-
-    options: dict[str, Any] = {"help": flag.help}
-    element = element_type(flag.type)
-    if element is not None:
-        options |= {"nargs": "+", "type": element}
-    elif flag.type in (bool, bool | None):
-        options["action"] = ActionYesNo(no_prefix="no_")
-    else:
-        options["type"] = flag.type
-    if not flag.required:
-        default = flag.default
-        options["default"] = list(default) if isinstance(default, tuple) else default
-    if flag.positional:
-        parser.add_argument(flag.name, **options)
-    else:
-        names = [f"--{name}" for name in (flag.name, *flag.aliases)]
-        parser.add_argument(*names, required=flag.required, **options)
-
-
-def parse_config(
-    config_class: type[ConfigT],
-    words: Sequence[str] | None = None,
-    *,
-    description: str | None = None,
-    models: Mapping[str, Any] | None = None,
-) -> ConfigT:
-    """Build the dataclass `config_class` from command-line words (default: `sys.argv[1:]`).
-
-    Every field is a flag of the field's name, type and default (see `flag`); `tuple[T, ...]` takes one
-    or more words and may be repeated; `--config FILE.yaml` gives values that later flags override.
-
-    Args:
-        config_class: as `flags_of`.
-        words: of the command line.
-        description: above the flags in `--help`; the class's docstring by default.
-        models: as `flags_of`.
+def _read(words: Sequence[str], flags: Mapping[str, Flag]) -> dict[str, list[Any]]:
+    """The words of every flag that is given; a switch without a word is True or False.
 
     Raises:
-        InputError: a word that does not fit, or what the dataclass's own check says.
+        InputError: an unknown flag, a flag without its value, or a word too many.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    parser = ArgumentParser(
-        prog=Path(sys.argv[0]).name,
-        description=description or (config_class.__doc__ or "").strip().split("\n")[0],
-        exit_on_error=False,
-        add_help=True,
-    )
-    parser.add_argument("--config", action="config", help="YAML file with values for these flags")
-    flags = flags_of(config_class, models)
-    for item in flags.values():
-        _add_flag(parser, item)
-    sequences = {
-        spelling: item.name
-        for item in flags.values()
-        if element_type(item.type) is not None and not item.positional
-        for spelling in (item.name, *item.aliases)
+    spellings = {
+        spelling: (item, bare)
+        for item in (*OWN_FLAGS, *flags.values())
+        for spelling, bare in item.spellings.items()
     }
+    positional = next((item for item in flags.values() if item.positional), None)
+    given: dict[str, list[Any]] = {}
+    loose: list[str] = []
+    for name, texts in _groups(words):
+        if not name:
+            loose += texts
+            continue
+        if name not in spellings:
+            raise _unknown(name, spellings)
+        item, bare = spellings[name]
+        count = len(texts) if item.several else len(texts[:1])
+        if item.switch and not (bare and texts and texts[0] in SWITCH):
+            count = 0
+        if texts[count:] and positional is None:
+            raise refusal(item, texts)
+        if not count and bare is None:
+            raise InputError(f"{item.spelling}: given without a value; give {item.allowed}")
+        loose += texts[count:]
+        taken: list[Any] = texts[:count] or [bare]
+        given[item.name] = [*given.get(item.name, ()), *taken] if item.several else taken
+    if loose:
+        if positional is None:
+            raise InputError(f"given {loose[0]} without a flag; flags begin with --")
+        given[positional.name] = loose
+    return given
+
+
+def _stored(file: Path, flags: Mapping[str, Flag]) -> dict[str, list[Any]]:
+    """The values of a `--config` file, read as the flags' types want them, not as YAML guesses."""
+    import yaml
+
     try:
-        spelled = underscore_flags(sys.argv[1:] if words is None else words)
-        values = parser.parse_args(gathered(spelled, sequences))
-    except ArgumentError as error:
-        raise InputError(" ".join(str(error).split())) from None
-    return _assemble(config_class, flags, {name: values[name] for name in flags})
-
-
-@cache
-def _value_parser(name: str, hint: Any) -> Any:
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument(f"--{name}", type=hint)
-    return parser
-
-
-def typed(flag: Flag, value: Any) -> Any:
-    """A value that JSON or YAML gave as the flag wants it; a single value stands for a list of one.
-
-    Raises:
-        InputError: a value of another type, with what is allowed.
-    """
-    from jsonargparse import ArgumentError
-
-    element = element_type(flag.type)
-    if (
-        element is not None
-        and value is not None
-        and not isinstance(value, (list, tuple))
-        and not _takes_one(flag.type, element)
-    ):
-        value = [value]
-    parser = _value_parser(flag.name, flag.type)
-    plain = list(value) if isinstance(value, tuple) else value
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except OSError as error:
+        raise InputError(f"--config: {file} cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"--config: {file}: no YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"--config: {file} holds no flags with their values, as batch_size: 4")
+    plain = {str(key): None if value in ("", "~") else value for key, value in content.items()}
     try:
-        parsed = getattr(parser.parse_object({flag.name: plain}, defaults=False), flag.name)
-    except (ArgumentError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split()).split(" :: ")[-1]
-        raise InputError(f"--{flag.name}: given {value!r}; {reason[:200]}") from None
-    return tuple(parsed) if isinstance(parsed, list) else parsed
+        return {name: [value] for name, value in _typed_values(flags, plain).items()}
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
 
 
-def config_from(
-    config_class: type[ConfigT],
-    values: Mapping[str, Any],
-    models: Mapping[str, Any] | None = None,
-) -> ConfigT:
-    """Build the dataclass `config_class` from flags by name, as JSON, YAML or Python give them.
+def _as_yaml(flags: Mapping[str, Flag], values: Mapping[str, Any]) -> str:
+    """What `--config` reads: the values given and the defaults of the others."""
+    import yaml
 
-    Raises:
-        InputError: an unknown flag, one that is missing, or a value that does not fit.
-    """
-    flags = flags_of(config_class, models)
-    for name in values:
-        if name not in flags:
-            raise InputError(f"--{name}: no such flag")
-    for name, item in flags.items():
-        if item.required and name not in values:
-            raise InputError(f"--{name}: missing")
-    return _assemble(
-        config_class, flags, {name: typed(flags[name], value) for name, value in values.items()}
-    )
-
-
-def _assemble(
-    config_class: type[ConfigT], flags: Mapping[str, Flag], values: Mapping[str, Any]
-) -> ConfigT:
-    """The dataclass from checked values; those of the network go into its field `options`."""
-    given: dict[str, Any] = {}
-    options: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, list):
-            single = len(value) == 1 and _takes_one(
-                flags[name].type, element_type(flags[name].type)
-            )
-            value = value[0] if single else tuple(value)
-        if not flags[name].option:
-            given[name] = value
-        elif value is not None:
-            options[name] = value
-    if any("network_options" in item.metadata for item in fields(config_class)):  # type: ignore[arg-type]
-        given["options"] = options
-    return config_class(**given)
+    defaults = {name: item.default for name, item in flags.items() if not item.required}
+    content = json.dumps(defaults | _typed_values(flags, values), default=str)
+    return yaml.safe_dump(json.loads(content), sort_keys=False)
 
 
 def one_line(error: InputError) -> str:

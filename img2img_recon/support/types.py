@@ -1,4 +1,4 @@
-"""Number types of flags, with their bounds: jsonargparse's, which a type checker takes for plain numbers."""
+"""Types of flags with their bounds: jsonargparse's, which a type checker takes for plain numbers and texts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     NonNegativeFloat: TypeAlias = float
     UnitShare: TypeAlias = float
     OpenUnitInterval: TypeAlias = float
+    Devices: TypeAlias = str
+    Strategy: TypeAlias = str
 else:
     from jsonargparse.typing import (
         NonNegativeFloat,
@@ -21,15 +23,26 @@ else:
         PositiveFloat,
         PositiveInt,
         restricted_number_type,
+        restricted_string_type,
     )
 
     UnitShare = restricted_number_type("UnitShare", float, [(">", 0), ("<=", 1)])
+    Devices = restricted_string_type(
+        "Devices", r"(auto|-1|\d+(,\d+)*)\Z", "auto, a number, or indices as 0,1"
+    )
+    Strategy = restricted_string_type(
+        "Strategy",
+        r"(auto|single_device|(ddp|fsdp|deepspeed|xla)\w*)\Z",
+        "auto, ddp, fsdp, deepspeed or another that Lightning knows",
+    )
 
 __all__ = [
+    "Devices",
     "NonNegativeFloat",
     "NonNegativeInt",
     "OpenUnitInterval",
     "PositiveFloat",
     "PositiveInt",
+    "Strategy",
     "UnitShare",
 ]

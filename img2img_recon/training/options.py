@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from img2img_recon.support.cli import flag, network_options
 from img2img_recon.support.errors import InputError
-from img2img_recon.support.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from img2img_recon.support.types import (
+    Devices,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Strategy,
+)
 
 FlagsT = TypeVar("FlagsT", bound="TrainingFlags")
+Precision = Literal[
+    "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "32", "bf16", "16", "64"
+]
+Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 
 # What may change between a run and its continuation.
 NOT_IDENTITY = (
@@ -35,9 +46,7 @@ class TrainingFlags:
             say otherwise.
     """
 
-    model: str = flag(
-        "img2img_mixer", help="network; an unknown name lists them all", group="network", basic=True
-    )
+    model: str = flag("img2img_mixer", help="network", group="network", basic=True)
     options: Mapping[str, Any] = network_options()
     assumed: tuple[str, ...] = field(default=(), repr=False)
     run: Path | None = flag(
@@ -69,24 +78,14 @@ class TrainingFlags:
     checkpoint_every_n_steps: NonNegativeInt = flag(
         1000, help="optimiser steps between checkpoints within an epoch; 0 for none"
     )
-    precision: str = flag(
-        "32-true",
-        help="Lightning's precision: 32-true, bf16-mixed, 16-mixed ...",
-        group="cluster",
-        basic=True,
+    precision: Precision = flag(
+        "32-true", help="Lightning's precision", group="cluster", basic=True
     )
     compile: bool = flag(False, help="compile the network", group="cluster")
-    accelerator: str = flag(
-        "auto", help="Lightning's accelerator: auto, cpu, gpu, mps", group="cluster", basic=True
-    )
-    devices: str = flag(
-        "auto",
-        help="Lightning's devices: auto, a number, or indices as 0,1",
-        group="cluster",
-        basic=True,
-    )
+    accelerator: Accelerator = flag("auto", help="what to compute on", group="cluster", basic=True)
+    devices: Devices = flag("auto", help="how many, or which", group="cluster", basic=True)
     num_nodes: PositiveInt = flag(1, help="machines", group="cluster")
-    strategy: str = flag("auto", help="Lightning's strategy: auto, ddp, fsdp ...", group="cluster")
+    strategy: Strategy = flag("auto", help="Lightning's strategy", group="cluster")
     progress: bool = flag(True, help="progress bars; without, one line per epoch", basic=True)
 
     def filled(self: FlagsT, recipe: Mapping[str, Any], leave_out: Collection[str] = ()) -> FlagsT:

@@ -169,7 +169,7 @@ def make_trainer(
     try:
         return pl.Trainer(
             max_epochs=config.max_epochs or 1,
-            precision=config.precision,  # type: ignore[arg-type]
+            precision=config.precision,
             accelerator=config.accelerator,
             devices=devices,
             num_nodes=config.num_nodes,
