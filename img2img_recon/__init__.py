@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from img2img_recon.networks.published import load_reference_checkpoint
     from img2img_recon.networks.zoo import build_model, list_models, model_config
     from img2img_recon.support.errors import InputError
-    from img2img_recon.training.checkpoints import load
+    from img2img_recon.trained import load
     from img2img_recon.wrappers import AnySize, Normalized, Residual
 
 __all__ = [
@@ -44,7 +44,7 @@ _HOME = {
     "SSIMLoss": "losses",
     "build_model": "networks.zoo",
     "list_models": "networks.zoo",
-    "load": "training.checkpoints",
+    "load": "trained",
     "load_reference_checkpoint": "networks.published",
     "model_config": "networks.zoo",
 }
