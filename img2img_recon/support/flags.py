@@ -119,7 +119,7 @@ def flags_of(config_class: type[Any], models: Mapping[str, Any] | None = None) -
         config_class: a dataclass whose fields were made by `flag` and `network_options`.
         models: the networks that its flag `model` names, rows of `networks.zoo`; their options are flags too.
     """
-    hints = dict(_hints(config_class))
+    hints = dict(_hints(config_class))  # type: ignore[arg-type]
     if models:
         hints["model"] = Literal[tuple(models)]
     found: dict[str, Flag] = {}
