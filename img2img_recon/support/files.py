@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,10 @@ from typing import Any
 from img2img_recon.support.errors import InputError
 
 CACHE_VARIABLE = "IMG2IMG_CACHE"
+TEMPORARY = ".writing."
+LONGEST_SUFFIX = 32  # characters, of at most 4 bytes; names may have 255 bytes
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+PROBE_BYTES = 1 << 20
 
 
 def cache_dir(*parts: str) -> Path:
@@ -53,23 +56,48 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     The data reach the disk before the name changes, so that a reader (or a run resumed after a power
     cut) finds the old file or the new one, never half of either.
+
+    Raises:
+        InputError: the folder cannot be written to, or the disk or the user's share of it is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    # The temporary's name is short: `path.name` may be as long as a file system allows.
+    suffix = path.suffix if 0 < len(path.suffix) <= LONGEST_SUFFIX else ".part"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY, suffix=suffix)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as written:
+        with temporary.open("r+b") as written:
             os.fsync(written.fileno())
         # mkstemp makes files private; a result is as readable as any file the user makes.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+    except Exception as error:
+        full = _full(error, temporary)
+        if full is None:
+            raise
+        raise InputError(f"{path}: cannot be written ({full})") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _full(error: Exception, temporary: Path) -> str | None:
+    """Why there is no room for more, None if there is; torch does not say that it was the reason."""
+    number = getattr(error, "errno", None)
+    if number not in NO_ROOM:
+        try:
+            with temporary.open("ab") as file:
+                file.write(bytes(PROBE_BYTES))
+        except OSError as refused:
+            number = refused.errno
+    return os.strerror(number) if number in NO_ROOM else None
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -83,28 +111,28 @@ def locked(path: Path, wait_s: float, busy: str) -> Iterator[None]:
     """Hold the lock file `path`; the lock goes with the process, so a killed one leaves none behind.
 
     Args:
-        path: the file; it stays, empty.
+        path: the file.
         wait_s: how long to wait for another process that holds it.
         busy: what the error says when that was in vain.
 
     Raises:
-        InputError: not free within `wait_s`.
+        InputError: not free within `wait_s`, or a file system without locks.
     """
+    from filelock import FileLock, Timeout
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        deadline = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise InputError(busy) from None
-                time.sleep(0.02)
-            except OSError as error:
-                # Some network file systems know no locks.
-                raise InputError(f"{path}: cannot be locked ({error.strerror})") from None
+    # filelock's own fallback, a file that says "taken", would outlive a killed process.
+    lock = FileLock(path, timeout=wait_s, poll_interval=0.02, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(busy) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be locked ({error.strerror})") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def make_folder_once(folder: Path, fill: Callable[[Path], None]) -> Path:
@@ -116,7 +144,7 @@ def make_folder_once(folder: Path, fill: Callable[[Path], None]) -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=TEMPORARY))
     try:
         fill(temporary)
         temporary.chmod(0o755)
