@@ -8,6 +8,8 @@ from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 
+LINES = 4
+
 
 class Track(Protocol):
     """Wraps an iterable of `total` items and shows, or does not show, how far it has come."""
@@ -23,7 +25,7 @@ def silent(items: Iterable[T], description: str, total: int) -> Iterable[T]:
 
 
 def bar(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """A progress bar on the standard error, with the time left; plain lines when that is not a terminal."""
+    """A progress bar on the standard error, with the time left; into a file, at most `LINES` lines."""
     from rich.console import Console
     from rich.progress import track
 
@@ -31,7 +33,8 @@ def bar(items: Iterable[T], description: str, total: int) -> Iterator[T]:
     if console.is_terminal:
         yield from track(items, description, total=total, console=console)
         return
+    step = -(-total // LINES)
     for done, item in enumerate(items, start=1):
         yield item
-        if done == total or done % max(total // 5, 1) == 0:
+        if done == total or done % step == 0:
             print(f"{description}: {done}/{total}", file=sys.stderr, flush=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, RichProgressBar, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy, Strategy
@@ -21,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.seeds import seed_of
 from img2img_recon.training.checkpoints import AtomicCheckpointIO, RunCheckpoints
+from img2img_recon.training.epoch_lines import progress_callback
 from img2img_recon.training.options import TrainingFlags
 from img2img_recon.training.run_folder import RunFolder
 
@@ -161,11 +161,10 @@ def make_trainer(
         SeedEachBatch(config.seed),
         AverageBuffers(),
         RunCheckpoints(run, monitor, mode, config.checkpoint_every_n_steps),
+        progress_callback(config.progress, monitor),
     ]
     if config.gradient_clip_val:
         own.append(ClipGradients(config.gradient_clip_val, config.gradient_clip_norm_type or 2.0))
-    if config.progress:
-        own.append(_progress_bar())
     try:
         return pl.Trainer(
             max_epochs=config.max_epochs or 1,
@@ -187,7 +186,7 @@ def make_trainer(
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
             enable_checkpointing=False,
-            enable_progress_bar=config.progress,
+            enable_progress_bar=any(isinstance(one, ProgressBar) for one in own),
             enable_model_summary=False,
             log_every_n_steps=10,
         )
@@ -217,11 +216,6 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", module="lightning_utilities")
     warnings.filterwarnings("ignore", module="lightning_fabric")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-
-
-def _progress_bar() -> Callback:
-    """Rich on a terminal; in a log file one line per epoch's refresh."""
-    return RichProgressBar() if sys.stderr.isatty() else TQDMProgressBar(refresh_rate=50)
 
 
 def compile_networks(module: nn.Module) -> None:
