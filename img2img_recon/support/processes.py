@@ -1,20 +1,16 @@
-"""Work in other processes: a pool of one thread each that ends with its parent; one call in a fresh process."""
+"""Work in other processes: a pool of one thread each that ends with its parent."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import active_children, get_context, parent_process
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from img2img_recon.support.errors import InputError
 
@@ -95,35 +91,3 @@ def map_in_processes(
             for child in set(active_children()) - others:
                 child.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def call_in_fresh_process(module: str, function: str, *arguments: object) -> Any:
-    """Call a function in an interpreter of its own, whose memory and allocator nothing has used before.
-
-    Unlike multiprocessing, the new process never runs this one's main module.
-
-    Args:
-        module: what the new process imports.
-        function: of that module; its result must be what JSON can hold.
-        arguments: likewise.
-
-    Raises:
-        RuntimeError: the process failed or was ended; with the last line that it said.
-    """
-    code = (
-        f"import json, sys; from {module} import {function}; "
-        f"print(json.dumps({function}(*json.loads(sys.argv[1]))))"
-    )
-    package_parent = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": path},
-    )
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines()
-        raise RuntimeError(lines[-1] if lines else f"ended with {done.returncode}, out of memory?")
-    return json.loads(done.stdout.splitlines()[-1])

@@ -20,8 +20,8 @@ from typing import Any, Literal
 from img2img_recon.support.cli import flag, parse_config, run_script
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import write_json
-from img2img_recon.support.processes import call_in_fresh_process
 from img2img_recon.support.progress import bar
+from tests.benchmarks.fresh_process import call_in_fresh_process
 from tests.benchmarks.measurements import high_water_mb
 
 UNET = "unet"

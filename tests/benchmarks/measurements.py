@@ -25,7 +25,7 @@ from img2img_recon.networks.cpu_kernels import has_units_for
 from img2img_recon.networks.layers import AxisMLP, MixerLayer
 from img2img_recon.networks.mixers import Img2ImgMixer
 from img2img_recon.networks.zoo import build_model
-from img2img_recon.support.processes import call_in_fresh_process
+from tests.benchmarks.fresh_process import call_in_fresh_process
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -13,9 +13,9 @@ import torch
 
 from img2img_recon.networks.mixers import Img2ImgMixer
 from img2img_recon.support.errors import InputError
-from img2img_recon.support.processes import call_in_fresh_process
 from tests.benchmarks import measurements
 from tests.benchmarks import networks as benchmark
+from tests.benchmarks.fresh_process import call_in_fresh_process
 
 
 def test_naive_formulation_equals_the_mixer() -> None:
