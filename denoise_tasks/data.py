@@ -1,31 +1,29 @@
-"""From cached pixels to batches: random crops or patches to train on, fixed noisy images to validate on."""
+"""The images of a run: random crops or patches to train on, fixed noisy images to validate on."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pytorch_lightning as pl
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from denoise_tasks.images import PixelStore
-from denoise_tasks.noise import Image, noise_seed, noisy_copy, prepare_clean
+from denoise_tasks.noise import PAPER_CROP, Image, noise_seed, noisy_copy, prepare_clean
+from denoise_tasks.pairs import Pair
+from denoise_tasks.pixel_store import PixelStore, name_in, open_store
+from denoise_tasks.scoring import MIN_SCORED, Case
+from denoise_tasks.splits import Source, gaussian_split, pairs_split, subset
+from denoise_tasks.task import PAIRS_CENTRE, TrainConfig
 from img2img_recon.support.errors import InputError
+from img2img_recon.support.progress import Track
 from img2img_recon.support.seeds import seed_of
-from img2img_recon.training.batches import (
-    ArrayLoader,
-    SampleKey,
-    ShuffledBatches,
-    WholeGroups,
-    batches_seen,
-    one_thread,
-)
-
-ORIENTATIONS = 8
+from img2img_recon.symmetries import ORIENTATIONS
+from img2img_recon.training.batches import SampleKey
+from img2img_recon.training.task import Report
 
 
 class TrainBatch(NamedTuple):
@@ -205,58 +203,168 @@ class EvalImages(Dataset):
         seed = noise_seed(self.protocol, name)
         return clean, noisy_copy(clean, self.sigma, self.protocol, seed)
 
+    def cases(self) -> list[Case]:
+        """The images as the scoring loop takes them."""
+        protocol = "pairs" if self.noisy is not None else self.protocol
+        return [
+            Case(self.name(number), partial(self.arrays, number), self.sigma, protocol)
+            for number in range(len(self))
+        ]
+
     def __getitem__(self, keys: Sequence[int]) -> EvalBatch:
         (number,) = keys
         clean, noisy = (np.moveaxis(image, 2, 0)[None].copy() for image in self.arrays(number))
         return EvalBatch([self.name(number)], noisy, clean)  # type: ignore[arg-type]
 
 
-def _loader(dataset: Dataset, batches: ShuffledBatches | WholeGroups, workers: int) -> DataLoader:
-    return ArrayLoader(
-        dataset,
-        sampler=batches,
-        batch_size=None,
-        num_workers=workers,
-        worker_init_fn=one_thread,
-        persistent_workers=workers > 0,
-        generator=None,
+def gaussian_images(
+    config: TrainConfig, report: Report, track: Track
+) -> tuple[TrainCrops, EvalImages]:
+    """Training crops and validation images of a resolved run on Gaussian noise.
+
+    Raises:
+        InputError: images that cannot be used, or too few.
+    """
+    train, val, _ = gaussian_split(
+        config.data_path, config.val_share, config.test_share, config.split_seed
+    )
+    root = config.data_path or train[0].path.parent
+    val_count = None if config.val_images is None else min(config.val_images, len(val))
+    train = subset(train, config.train_images, root, config.split_seed, "--train_images")
+    val = subset(val, val_count, root, config.split_seed, "--val_images")
+    paper = config.protocol == "paper"
+
+    def store(sources: Sequence[Source], centre_size: int | None) -> PixelStore:
+        return open_store(
+            [source.path for source in sources],
+            root=root,
+            channels=config.channels,
+            centre_size=centre_size,
+            on_broken=lambda message: report(f"skipped: {message}"),
+            track=track,
+        )
+
+    def windows_of(pixels: PixelStore, repeats: int, side: int) -> list[Window]:
+        windows = whole_windows(pixels, repeats)
+        if paper:
+            windows = [window for window in windows if pixels.maxima[window.image] > 0]
+            for number in sorted(set(range(len(pixels.names))) - {w.image for w in windows}):
+                report(
+                    f"skipped: {pixels.names[number]}: all black, cannot be divided by its maximum"
+                )
+        return _large_enough(config, pixels, windows, side)
+
+    crop = config.crop_size or PAPER_CROP
+    clean = store(train, PAPER_CROP if paper else None)
+    windows = windows_of(clean, config.crops_per_image or 1, crop)
+    # Validated on centres under both protocols: whole photographs would take longer than training does.
+    held = store(val, PAPER_CROP)
+    return (
+        TrainCrops(
+            clean,
+            windows,
+            crop,
+            config.seed,
+            divide_by_max=paper,
+            augment=bool(config.augment),
+            fixed=config.fixed_noise,
+        ),
+        EvalImages(
+            held,
+            windows_of(held, 1, MIN_SCORED),
+            protocol=config.protocol or "standard",
+            sigma=config.sigma,
+        ),
     )
 
 
-@dataclass
-class DenoisingData(pl.LightningDataModule):
-    """Training and validation loaders, for one process or many, resumable within an epoch."""
+def pair_images(config: TrainConfig, report: Report, track: Track) -> tuple[TrainCrops, EvalImages]:
+    """Training crops and validation patches of a resolved run on pairs of photographs.
 
-    train: TrainCrops
-    val: EvalImages
-    batch_size: int
-    num_workers: int
-    seed: int
+    Raises:
+        InputError: pairs that cannot be used, or too few.
+    """
+    folder = config.data_path
+    assert folder is not None
 
-    def __post_init__(self) -> None:
-        super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True
+    def on_broken(message: str) -> None:
+        report(f"skipped: {message}")
 
-    def _batches(self, rank: int, world_size: int, skip: int = 0) -> ShuffledBatches:
-        everything = [range(len(self.train))]
-        return ShuffledBatches(everything, self.batch_size, self.seed, rank, world_size, skip)
+    train, val, _ = pairs_split(
+        folder,
+        config.val_scenes,
+        config.val_share,
+        config.test_share,
+        config.split_seed,
+        on_broken,
+    )
+    sources = [Source(pair.noisy, pair.scene) for pair in train]
+    chosen = subset(sources, config.train_images, folder, config.split_seed, "--train_images")
+    kept = {source.path for source in chosen}
+    train = [pair for pair in train if pair.noisy in kept]
+    report(f"validating on the scenes {', '.join(sorted({pair.scene for pair in val}))}")
 
-    def batches_per_epoch(self) -> int:
-        """Training batches that each process sees in an epoch."""
-        assert self.trainer is not None
-        return len(self._batches(0, self.trainer.world_size))
+    def store(paths: Sequence[Path], skip_broken: bool) -> PixelStore:
+        return open_store(
+            paths,
+            root=folder,
+            channels=config.channels,
+            centre_size=PAIRS_CENTRE,
+            skip_broken=skip_broken,
+            on_broken=on_broken,
+            track=track,
+        )
 
-    def train_dataloader(self) -> DataLoader:
-        """Batches from where the run was interrupted, or from the epoch's start."""
-        trainer = self.trainer
-        assert trainer is not None
-        batches = self._batches(trainer.global_rank, trainer.world_size, batches_seen(trainer))
-        return _loader(self.train, batches, self.num_workers)
+    def stores(pairs: Sequence[Pair]) -> tuple[PixelStore, PixelStore]:
+        clean, noisy = (
+            store([getattr(pair, side) for pair in pairs], True) for side in ("clean", "noisy")
+        )
+        if clean.broken or noisy.broken:
+            # A pair with one picture is none.
+            readable = {*clean.names, *noisy.names}
+            pairs = [
+                pair
+                for pair in pairs
+                if {name_in(pair.clean, folder), name_in(pair.noisy, folder)} <= readable
+            ]
+            if not pairs:
+                raise InputError(f"{folder}: no pair of which both pictures can be read")
+            clean, noisy = (
+                store([getattr(pair, side) for pair in pairs], False) for side in ("clean", "noisy")
+            )
+        return clean, noisy
 
-    def val_dataloader(self) -> DataLoader:
-        """Images one at a time: they differ in size."""
-        trainer = self.trainer
-        assert trainer is not None
-        images = [[number] for number in range(len(self.val))]
-        batches = WholeGroups(images, 1, trainer.global_rank, trainer.world_size)
-        return _loader(self.val, batches, 0)
+    crop = config.crop_size or PAPER_CROP
+
+    def patches(pixels: PixelStore, size: int) -> list[Window]:
+        large = {w.image for w in _large_enough(config, pixels, whole_windows(pixels), crop)}
+        return [window for window in grid_windows(pixels, size) if window.image in large]
+
+    clean, noisy = stores(train)
+    windows = patches(clean, crop)
+    val_clean, val_noisy = stores(val)
+    large = min(min(shape[:2]) for shape in val_clean.shapes) >= PAPER_CROP
+    val_windows = patches(val_clean, max(crop, PAPER_CROP) if large else crop)
+    if config.val_images is not None and len(val_windows) > config.val_images:
+        order = sorted(val_windows, key=lambda w: seed_of("val", config.split_seed, *w))
+        val_windows = sorted(order[: config.val_images])
+    return (
+        TrainCrops(clean, windows, crop, config.seed, noisy=noisy, augment=bool(config.augment)),
+        EvalImages(val_clean, val_windows, noisy=val_noisy),
+    )
+
+
+def _large_enough(
+    config: TrainConfig, store: PixelStore, windows: list[Window], side: int
+) -> list[Window]:
+    kept = [window for window in windows if min(window.height, window.width) >= side]
+    if len(kept) == len(windows):
+        return kept
+    small = next(w for w in windows if min(w.height, w.width) < side)
+    if not config.skip_small or not kept:
+        raise InputError(
+            f"--crop_size: {store.names[small.image]} is {small.height} x {small.width}, smaller than "
+            f"the {side} x {side} needed; give a smaller crop"
+            + (" or --skip_small" if kept else "")
+        )
+    return kept

@@ -1,80 +1,78 @@
-"""What is trained: a network that removes noise, by residual learning or directly."""
+"""What Lightning trains: the network with its loss and schedule, and the loaders of its batches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR
+from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MeanMetric
 
-from denoise_tasks.data import EvalBatch, TrainBatch
-from denoise_tasks.noise import add_noise
-from img2img_recon.networks.zoo import build_model
+from denoise_tasks.data import EvalBatch, EvalImages, TrainBatch, TrainCrops
+from denoise_tasks.noise import clip_and_round, image_units
+from img2img_recon.symmetries import orient_each
+from img2img_recon.training.batches import (
+    ArrayLoader,
+    ShuffledBatches,
+    WholeGroups,
+    batches_seen,
+    one_thread,
+)
 from img2img_recon.training.trainer import one_cycle
-from img2img_recon.wrappers import AnySize, Residual
 
 
-def build_denoiser(model: str, options: Mapping[str, Any], residual: bool) -> nn.Module:
-    """A network of the zoo that maps noisy images (B, C, H, W) of any size to denoised ones, not clipped.
-
-    Args:
-        model: name of a network of the zoo.
-        options: its constructor's arguments, complete.
-        residual: the network estimates the noise, which is subtracted; else the image.
-    """
-    body = AnySize(build_model(model, **options))
-    return Residual(body) if residual else body
-
-
-def orient(images: Tensor, orientation: Tensor) -> Tensor:
-    """Turn and flip each image by its number in 0..7: bit 0 and 1 flip rows and columns, bit 2 transposes.
+def add_noise(
+    clean: Tensor, sigma: float, protocol: str, seeds: Sequence[int] | None = None
+) -> Tensor:
+    """A batch with training noise, drawn on the batch's device.
 
     Args:
-        images: (B, C, h, h), square.
-        orientation: int64 (B,).
+        clean: (B, C, H, W) in [0, 1].
+        sigma: standard deviation in [0, 255] units.
+        protocol: `paper` clips the result to [0, 1].
+        seeds: one per image for noise that is the same in every epoch; else torch's own generator.
     """
-    for bit, turn in enumerate(
-        (lambda x: x.flip(-2), lambda x: x.flip(-1), lambda x: x.transpose(-2, -1))
-    ):
-        chosen = orientation.bitwise_and(1 << bit).bool().view(-1, 1, 1, 1)
-        images = torch.where(chosen, turn(images), images)
-    return images
+    if seeds is None:
+        noise = torch.randn_like(clean)
+    else:
+        draws = []
+        for seed in seeds:
+            # On the CPU, so that the noise of an image does not depend on the device.
+            generator = torch.Generator().manual_seed(seed)
+            draws.append(torch.randn(clean.shape[1:], generator=generator, dtype=clean.dtype))
+        noise = torch.stack(draws).to(clean.device)
+    noisy = torch.add(clean, noise, alpha=image_units(sigma))
+    return noisy.clamp_(0, 1) if protocol == "paper" else noisy
 
 
 class DenoisingModule(pl.LightningModule):
     """Trains with the mean squared error on images in [0, 1].
 
     Args:
-        model: name of a network of the zoo.
-        options: its constructor's arguments, complete.
-        residual: see `build_denoiser`.
-        clamp: the loss sees the output clipped to [0, 1], as published (protocol `paper`).
+        network: maps noisy images (B, C, H, W) of any size to denoised ones.
+        protocol: see `denoise_tasks.noise`; under `paper` the loss sees the output clipped to [0, 1].
         sigma: of the training noise in [0, 255] units; None where the batches bring real noise.
-        protocol: see `denoise_tasks.noise`.
         lr: (highest) learning rate of Adam.
         halve_at_epoch: halve the rate then; None for a linear one-cycle schedule over all steps.
     """
 
     def __init__(
         self,
-        model: str,
-        options: Mapping[str, Any],
+        network: nn.Module,
         *,
-        residual: bool,
-        clamp: bool,
-        sigma: float | None,
         protocol: str,
+        sigma: float | None,
         lr: float,
         halve_at_epoch: int | None,
     ) -> None:
         super().__init__()
-        self.network = build_denoiser(model, options, residual)
-        self.clamp, self.sigma, self.protocol = clamp, sigma, protocol
+        self.network = network
+        self.protocol, self.sigma = protocol, sigma
         self.lr, self.halve_at_epoch = lr, halve_at_epoch
         self.validation_loss = MeanMetric()
         self.validation_psnr = MeanMetric()
@@ -88,7 +86,7 @@ class DenoisingModule(pl.LightningModule):
         scale = batch.scale.view(-1, 1, 1, 1)
 
         def image(pixels: Tensor) -> Tensor:
-            return orient(pixels.permute(0, 3, 1, 2) / scale, batch.orientation).contiguous()
+            return orient_each(pixels.permute(0, 3, 1, 2) / scale, batch.orientation).contiguous()
 
         clean = image(batch.clean)
         if batch.noisy is not None:
@@ -101,7 +99,7 @@ class DenoisingModule(pl.LightningModule):
         """Mean squared error of a batch."""
         noisy, clean = self.images(batch)
         output = self(noisy)
-        if self.clamp:
+        if self.protocol == "paper":
             output = output.clamp(0, 1)
         loss = torch.nn.functional.mse_loss(output, clean)
         self.log("train_loss", loss.detach(), prog_bar=True, batch_size=len(clean))
@@ -109,7 +107,8 @@ class DenoisingModule(pl.LightningModule):
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
         """Add an image's error and PSNR to the means over all images, of all processes."""
-        error = (self(batch.noisy).clamp(0, 1) - batch.clean).square().mean()
+        denoised = clip_and_round(self(batch.noisy), self.protocol)
+        error = (denoised - batch.clean).square().mean()
         self.validation_loss.update(error)
         self.validation_psnr.update(-10 * torch.log10(error.clamp_min(1e-12)))
 
@@ -135,3 +134,54 @@ class DenoisingModule(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+
+def _loader(dataset: Dataset, batches: ShuffledBatches | WholeGroups, workers: int) -> DataLoader:
+    return ArrayLoader(
+        dataset,
+        sampler=batches,
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=one_thread,
+        persistent_workers=workers > 0,
+        generator=None,
+    )
+
+
+@dataclass
+class DenoisingData(pl.LightningDataModule):
+    """Training and validation loaders, for one process or many, resumable within an epoch."""
+
+    train: TrainCrops
+    val: EvalImages
+    batch_size: int
+    num_workers: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+
+    def _batches(self, rank: int, world_size: int, skip: int = 0) -> ShuffledBatches:
+        everything = [range(len(self.train))]
+        return ShuffledBatches(everything, self.batch_size, self.seed, rank, world_size, skip)
+
+    def batches_per_epoch(self) -> int:
+        """Training batches that each process sees in an epoch."""
+        assert self.trainer is not None
+        return len(self._batches(0, self.trainer.world_size))
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches from where the run was interrupted, or from the epoch's start."""
+        trainer = self.trainer
+        assert trainer is not None
+        batches = self._batches(trainer.global_rank, trainer.world_size, batches_seen(trainer))
+        return _loader(self.train, batches, self.num_workers)
+
+    def val_dataloader(self) -> DataLoader:
+        """Images one at a time: they differ in size."""
+        trainer = self.trainer
+        assert trainer is not None
+        images = [[number] for number in range(len(self.val))]
+        batches = WholeGroups(images, 1, trainer.global_rank, trainer.world_size)
+        return _loader(self.val, batches, 0)

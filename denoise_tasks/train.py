@@ -1,50 +1,27 @@
 """Train a denoiser; with no --data_path, on the photographs that come with scikit-image.
 
 python denoise_tasks/train.py --task gaussian --sigma 30 [--data_path DIR]
-python denoise_tasks/train.py --task sidd --data_path SIDD_Small_sRGB_Only
+python denoise_tasks/train.py --task pairs --data_path SIDD_Small_sRGB_Only
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from denoise_tasks.config import TrainConfig
-from denoise_tasks.experiment import Setup, build, describe, prepare, score
-from img2img_recon.figures import label_of
+from denoise_tasks.task import TASKS, TrainConfig
 from img2img_recon.support.cli import parse_config, run_script
-from img2img_recon.training.runner import execute, is_first_process, say
+from img2img_recon.training.default_words import default_words
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
-    """Train (or resume), score and draw; what a job on a cluster calls too.
-
-    Returns:
-        The content of the run's metrics.json; nothing in processes other than the first.
-
-    Raises:
-        InputError: something given cannot be used.
-    """
-    return run_prepared(prepare(config, say))
-
-
-def run_prepared(setup: Setup) -> dict[str, Any]:
-    """`train`, after the checks."""
-    return execute(
-        setup.run,
-        setup.content,
-        build=lambda: build(setup),
-        describe=lambda parts: describe(setup, parts),
-        score=lambda: score(setup),
-        tell=setup.say,
-    )
-
-
-def report(setup: Setup, metrics: Mapping[str, Any]) -> None:
+def print_scores(metrics: Mapping[str, Any], figures: Path) -> None:
     """Print the means and say where things are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from img2img_recon.figures import label_of
+
     count = len(metrics["images"]["noisy"])
     noise = f"sigma {metrics['sigma']:g}" if metrics["sigma"] else "real noise"
     table = Table(title=f"{count} validation images, {noise}, protocol {metrics['protocol']}")
@@ -56,16 +33,32 @@ def report(setup: Setup, metrics: Mapping[str, Any]) -> None:
     out = Console()
     out.print(table)
     out.print(f"scored on: {metrics['scored_on']}", highlight=False)
-    out.print(f"panels: {setup.run.figures}", highlight=False, soft_wrap=True)
+    out.print(f"panels: {figures}", highlight=False, soft_wrap=True)
+
+
+def defaults() -> dict[str, str]:
+    """What flags come to that are not given, in words."""
+    folder = {"data_path": "FOLDER"}
+    return default_words(
+        [
+            ("gaussian", TASKS["gaussian"], {"task": "gaussian", **folder}),
+            ("built-in data", TASKS["gaussian"], {"task": "gaussian"}),
+            ("pairs", TASKS["pairs"], {"task": "pairs", **folder}),
+        ]
+    )
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """The command line."""
-    config = parse_config(TrainConfig, words, description=TrainConfig.__doc__)
-    setup = prepare(config, say)
-    metrics = run_prepared(setup)
+    models = next(iter(TASKS.values())).models()
+    given = parse_config(TrainConfig, words, models=models, defaults=defaults)
+    from img2img_recon.training.runner import is_first_process, report, run_prepared
+
+    task = TASKS[given.task]
+    prepared = task.prepare(task.resolve(given), report)
+    metrics = run_prepared(task, prepared)
     if is_first_process():
-        report(setup, metrics)
+        print_scores(metrics, prepared.run.figures)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ LABELS = {
     "fastmri_unet": "fastMRI U-Net",
     "fastmri_varnet": "fastMRI VarNet",
     "bm3d": "BM3D",
+    "bm3d_channelwise": "BM3D, blocks matched on red",
 }
 
 

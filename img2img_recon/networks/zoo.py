@@ -224,3 +224,7 @@ def options_of_all(models: Mapping[str, Any]) -> dict[str, Option]:
             hint = (int | tuple[int, int] | None) if name == "img_size" else (type(value) | None)
             found.setdefault(name, Option(name, hint, value, name))
     return found
+
+
+Row = Model
+ROWS: Mapping[str, Row] = _TABLE

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     OpenUnitInterval: TypeAlias = float
     Devices: TypeAlias = str
     Strategy: TypeAlias = str
+    ShareBelowOne: TypeAlias = float
+    GreyLevels: TypeAlias = float
 else:
     from jsonargparse.typing import (
         NonNegativeFloat,
@@ -27,6 +29,9 @@ else:
     )
 
     UnitShare = restricted_number_type("UnitShare", float, [(">", 0), ("<=", 1)])
+    ShareBelowOne = restricted_number_type("ShareBelowOne", float, [(">=", 0), ("<", 1)])
+    # A noise's standard deviation where white is 255.
+    GreyLevels = restricted_number_type("GreyLevels", float, [(">", 0), ("<=", 255)])
     Devices = restricted_string_type(
         "Devices", r"(auto|-1|\d+(,\d+)*)\Z", "auto, a number, or indices as 0,1"
     )
@@ -38,11 +43,13 @@ else:
 
 __all__ = [
     "Devices",
+    "GreyLevels",
     "NonNegativeFloat",
     "NonNegativeInt",
     "OpenUnitInterval",
     "PositiveFloat",
     "PositiveInt",
+    "ShareBelowOne",
     "Strategy",
     "UnitShare",
 ]

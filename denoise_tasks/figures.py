@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from img2img_recon.figures import DOTS_PER_INCH, PANEL_INCHES, label_of
+from img2img_recon.figures import PANEL_INCHES, label_of, new_figure, save_figure
 from img2img_recon.metrics import image_psnr
 from img2img_recon.support.errors import InputError
-from img2img_recon.support.files import atomic_path
 
 ZOOM = 4
 
@@ -47,8 +46,6 @@ def denoising_panel(
         if image.shape != clean.shape:
             raise InputError(f"{path}: {name} has shape {image.shape}, expected {clean.shape}")
 
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     height, width = clean.shape[:2]
@@ -57,8 +54,7 @@ def denoising_panel(
     columns = len(images) + 1
     cell = PANEL_INCHES * height / width
     total = (columns * PANEL_INCHES, cell + PANEL_INCHES + 0.75)
-    figure = Figure(figsize=total, dpi=DOTS_PER_INCH, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(*total)
     axes = figure.subplots(2, columns, squeeze=False, height_ratios=[cell, PANEL_INCHES])
     figure.subplots_adjust(
         left=0.005, right=0.995, bottom=0.01, top=1 - 0.6 / total[1], wspace=0.02, hspace=0.02
@@ -80,8 +76,4 @@ def denoising_panel(
         )
     if title:
         figure.suptitle(title, fontsize=9, y=1 - 0.05 / total[1], va="top")
-    try:
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    save_figure(figure, path)

@@ -1,7 +1,7 @@
-"""SIDD (Abdelhamed, Lin and Brown, CVPR 2018) and other noisy/clean pairs; SIDD's benchmark files.
+"""The benchmark files of SIDD (Abdelhamed, Lin and Brown, CVPR 2018): noisy blocks in, a submission out.
 
-Pairs are listed and checked by their names and headers alone. The benchmark's noisy blocks come as
-one MATLAB array (images, blocks per image, 256, 256, 3) of uint8 and go back as one of two forms:
+The noisy blocks come as one MATLAB array (images, blocks per image, 256, 256, 3) of uint8 and go back as one
+of two forms:
 
 `.csv`, the present board: columns ID and BLOCK, ID = blocks per image * image + block, from 0, BLOCK
 the base64 of the block's bytes, row by row, red, green, blue within a pixel.
@@ -17,16 +17,15 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from denoise_tasks.pictures import list_pictures, picture_size
+from denoise_tasks.pairs import some
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import atomic_path
 
@@ -38,217 +37,6 @@ DENOISED_KEY, TIME_KEY, OPTIONAL_KEY = "DenoisedBlocksSrgb", "TimeMPSrgb", "Opti
 IMAGES, PER_IMAGE = 40, 32
 BLOCK_SHAPE = (256, 256, 3)
 BLOCK_BYTES = 256 * 256 * 3
-
-# What stems end in; "real" and "mean" are PolyU's own words.
-NOISY_WORDS = ("noisy", "real")
-CLEAN_WORDS = ("clean", "gt", "mean")
-FOLDER_IS_NOISY = {"noisy": True, "clean": False, "gt": False}
-SHOWN_NAMES = 8
-
-_SCENE_FOLDER = re.compile(r"\d{4}_(\d{3})_")
-_SIDD_FILE = re.compile(r"(?:\d{4}_)?(NOISY|GT)_SRGB_(\d{3})\.png", re.IGNORECASE)
-# PolyU's names: camera, f-number, shutter, ISO, scene. Several cameras have taken the same scene.
-_CAMERA_SETTINGS = re.compile(r"[A-Za-z0-9-]+_\d+(?:-\d+)?_\d+_\d+_(?=[^/]+$)")
-_SUFFIX = re.compile(rf"(.+)[_-]({'|'.join(NOISY_WORDS + CLEAN_WORDS)})", re.IGNORECASE)
-
-
-OnBroken = Callable[[str], None]
-
-
-class Pair(NamedTuple):
-    """A noisy picture and its clean version, equal in size.
-
-    Attributes:
-        name: unique among the pairs listed with it.
-        scene: what it shows; pairs of one scene belong on one side of a split.
-        noisy: the noisy picture's file.
-        clean: the clean picture's file.
-    """
-
-    name: str
-    scene: str
-    noisy: Path
-    clean: Path
-
-
-def list_sidd(folder: Path, on_broken: OnBroken | None = None) -> list[Pair]:
-    """Pairs of `SIDD_Small_sRGB_Only` (or Medium), sorted by name.
-
-    `Data/<nnnn_sss_...>/NOISY_SRGB_010.PNG` and `GT_SRGB_010.PNG`, where sss is the scene; the names
-    may begin with `nnnn_`.
-
-    Args:
-        folder: the set's folder, or its `Data`.
-        on_broken: told of pairs with a picture that cannot be read, which are left out then.
-
-    Raises:
-        InputError: no such folder, no scene in it, a file without its partner, different sizes, and
-            without `on_broken` a picture that cannot be read.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    data = folder / "Data" if (folder / "Data").is_dir() else folder
-    sides: _Sides = defaultdict(dict)
-    scenes: dict[str, str] = {}
-    for scene_folder in sorted(path for path in data.iterdir() if path.is_dir()):
-        matched = _SCENE_FOLDER.match(scene_folder.name)
-        for path in sorted(scene_folder.iterdir()) if matched else ():
-            kind = _SIDD_FILE.fullmatch(path.name)
-            if matched and kind:
-                name = f"{scene_folder.name}_{kind[2]}"
-                scenes[name] = matched[1]
-                _add(sides, name, kind[1].lower() == "noisy", path)
-    if not sides:
-        raise InputError(
-            f"{data}: no scene of SIDD in it, expected folders such as 0001_001_S6_00100_00060_3200_L "
-            "with NOISY_SRGB_010.PNG and GT_SRGB_010.PNG"
-        )
-    return _checked(
-        (Pair(name, scenes[name], *_both(sides[name])) for name in sorted(sides)), on_broken
-    )
-
-
-def list_pairs(folder: Path, on_broken: OnBroken | None = None) -> list[Pair]:
-    """Pairs of any folder of noisy and clean pictures, sorted by name; other pictures are left out.
-
-    Two ways to tell the sides, at any depth: names such as `book_3_noisy.png` and `book_3_clean.png`
-    (or _gt; _real and _mean as PolyU has them), or folders `noisy` and `clean` (or gt) with equal
-    names. The scene is the folder that both are in; where that is the given folder itself, it is the
-    name without its trailing number. Of PolyU's names (`Sony_4-5_125_6400_waterhouse`) it is the last part.
-
-    Args:
-        folder: holds them.
-        on_broken: told of pairs with a picture that cannot be read, which are left out then.
-
-    Raises:
-        InputError: no such folder, no pair in it, a picture without its partner or with two, different
-            sizes, and without `on_broken` a picture that cannot be read.
-    """
-    folder = Path(folder)
-    sides: _Sides = defaultdict(dict)
-    for path in list_pictures(folder):
-        found = _side(path.relative_to(folder))
-        if found:
-            _add(sides, found[0].as_posix(), found[1], path)
-    if not sides:
-        raise InputError(
-            f"{folder}: no noisy/clean pair in it, expected names ending in _noisy and _clean (or _gt), "
-            "or folders noisy and clean (or gt) with equal names"
-        )
-    stems = Counter(PurePath(key).name for key in sides)
-    repeated = max(stems.values()) > 1
-    return _checked(
-        (
-            Pair(key if repeated else PurePath(key).name, _scene(PurePath(key)), *_both(sides[key]))
-            for key in sorted(sides)
-        ),
-        on_broken,
-    )
-
-
-def _side(path: PurePath) -> tuple[PurePath, bool] | None:
-    """What both pictures of a pair have in common, and whether this is the noisy one."""
-    named = _SUFFIX.fullmatch(path.stem)
-    stem, noisy = (named[1], named[2].lower() in NOISY_WORDS) if named else (path.stem, None)
-    parts = path.parent.parts
-    for place in reversed(range(len(parts))):
-        in_noisy = FOLDER_IS_NOISY.get(parts[place].lower())
-        # A picture that says otherwise than the folder is in a folder that only happens to be called so.
-        if in_noisy is not None and noisy in (None, in_noisy):
-            return PurePath(*parts[:place], *parts[place + 1 :], stem), in_noisy
-    return None if noisy is None else (path.with_name(stem), noisy)
-
-
-def _scene(key: PurePath) -> str:
-    if key.parent != PurePath("."):
-        scene = key.parent.as_posix()
-    else:
-        scene = re.sub(r"[\s_-]*\d+$", "", key.name) or key.name
-    return _CAMERA_SETTINGS.sub("", scene)
-
-
-_Sides = defaultdict[str, dict[bool, Path]]
-
-
-def _add(sides: _Sides, key: str, noisy: bool, path: Path) -> None:
-    other = sides[key].setdefault(noisy, path)
-    if other != path:
-        kind = "noisy" if noisy else "clean"
-        raise InputError(f"{path}: a second {kind} picture beside {other.name}, expected one")
-
-
-def _both(pair: Mapping[bool, Path]) -> tuple[Path, Path]:
-    for noisy, missing in ((True, "clean"), (False, "noisy")):
-        if (not noisy) not in pair:
-            raise InputError(f"{pair[noisy]}: its {missing} partner is missing")
-    return pair[True], pair[False]
-
-
-def _checked(pairs: Iterable[Pair], on_broken: OnBroken | None) -> list[Pair]:
-    checked = []
-    for pair in pairs:
-        try:
-            noisy, clean = picture_size(pair.noisy), picture_size(pair.clean)
-        except InputError as error:
-            if on_broken is None:
-                raise
-            on_broken(str(error))
-            continue
-        if noisy != clean:
-            raise InputError(
-                f"{pair.noisy}: is {_size(noisy)}, its clean partner {pair.clean.name} {_size(clean)}"
-            )
-        checked.append(pair)
-    if not checked:
-        raise InputError(f"{pair.noisy.parent}: none of the pairs there can be read")
-    return checked
-
-
-def _size(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
-
-
-def _some(names: Sequence[object]) -> str:
-    shown = ", ".join(map(str, names[:SHOWN_NAMES]))
-    return shown + (f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else "")
-
-
-def _scene_key(scene: str) -> int | str:
-    return int(scene) if re.fullmatch(r"[0-9]+", scene) else scene
-
-
-def split_scenes(pairs: Sequence[Pair], val_scenes: Sequence[str]) -> tuple[list[Pair], list[Pair]]:
-    """Split pairs into training and validation ones, by scene.
-
-    Args:
-        pairs: the pairs.
-        val_scenes: scenes to hold out; numbers are compared as such, 6 is 006.
-
-    Returns:
-        (training, validation) pairs, each in the given order.
-
-    Raises:
-        InputError: scenes that no pair has, or a side without pairs.
-    """
-    there = {_scene_key(pair.scene): pair.scene for pair in pairs}
-    unknown = [scene for scene in val_scenes if _scene_key(scene) not in there]
-    if unknown:
-        raise InputError(
-            f"--val_scenes: no scene {_some(unknown)}, there are {_some(sorted(there.values()))}"
-        )
-    held = {_scene_key(scene) for scene in val_scenes}
-    val = [pair for pair in pairs if _scene_key(pair.scene) in held]
-    train = [pair for pair in pairs if _scene_key(pair.scene) not in held]
-    if not val:
-        raise InputError(
-            f"--val_scenes: none given, nothing to validate on; there are {_some(sorted(there.values()))}"
-        )
-    if not train:
-        raise InputError(
-            f"--val_scenes: {_some(list(val_scenes))} are all scenes, none is left to train on"
-        )
-    return train, val
 
 
 class _Variable(NamedTuple):
@@ -344,7 +132,7 @@ def _read_blocks(path: Path, key: str, expected: tuple[int, ...], any_name: bool
         ]
         key = fitting[0] if len(fitting) == 1 else key
     if key not in file.variables:
-        there = _some([f"{name} {v.kind} {v.shape}" for name, v in file.variables.items()])
+        there = some([f"{name} {v.kind} {v.shape}" for name, v in file.variables.items()])
         raise InputError(
             f"{path}: no {key} in it, expected uint8 {expected}; there is {there or 'nothing'}"
         )
@@ -542,7 +330,7 @@ def _fill_from_csv(path: Path, result: Blocks) -> None:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     missing = sorted(set(range(len(rows))) - seen)
     if missing:
-        raise InputError(f"{path}: {len(missing)} of {len(rows)} IDs are missing: {_some(missing)}")
+        raise InputError(f"{path}: {len(missing)} of {len(rows)} IDs are missing: {some(missing)}")
 
 
 def _decode_row(text: str, count: int, where: str) -> tuple[int, Blocks]:
@@ -568,7 +356,7 @@ def _fill_from_mat(path: Path, result: Blocks) -> None:
     file = _MatFile(path)
     for key in (DENOISED_KEY, TIME_KEY, OPTIONAL_KEY):
         if key not in file.variables:
-            there = _some(list(file.variables)) or "nothing"
+            there = some(list(file.variables)) or "nothing"
             raise InputError(f"{path}: no {key} in it; there is {there}")
     if file.variables[OPTIONAL_KEY].kind != "struct":
         kind = file.variables[OPTIONAL_KEY].kind

@@ -1,24 +1,22 @@
-"""Which images train and which validate, and their pixels in a memory-mapped cache."""
+"""Decoded images in a memory-mapped file in the user's cache, so that an epoch decodes nothing."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from denoise_tasks.noise import centre
-from denoise_tasks.pictures import list_pictures, read_picture
+from denoise_tasks.pictures import read_picture
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import cache_dir, locked, make_folder_once, write_json
 from img2img_recon.support.progress import Track, silent
-from img2img_recon.support.seeds import seed_of
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -27,136 +25,6 @@ CACHE_VERSION = 1
 PIXELS, INDEX = "pixels.u8", "index.json"
 # ITU-R BT.601: how bright the eye sees red, green and blue.
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
-
-# Photographs that scikit-image ships in its package; the two of one street scene count as one picture.
-PHOTOGRAPHS = {
-    "astronaut.png": "astronaut",
-    "chelsea.png": "chelsea",
-    "coffee.png": "coffee",
-    "hubble_deep_field.jpg": "hubble",
-    "ihc.png": "ihc",
-    "motorcycle_left.png": "motorcycle",
-    "motorcycle_right.png": "motorcycle",
-    "retina.jpg": "retina",
-    "rocket.jpg": "rocket",
-}
-PHOTOGRAPHS_VAL = ("chelsea", "coffee")
-
-
-SIDE_FOLDERS = ("train", "training", "val", "valid", "validation", "test")
-
-
-class Source(NamedTuple):
-    """An image file; what shares a group (a class, a picture) stays on one side of a split."""
-
-    path: Path
-    group: str
-
-
-class Split(NamedTuple):
-    """Images that train, that choose the checkpoint, and that are only ever scored."""
-
-    train: list[Source]
-    val: list[Source]
-    test: list[Source]
-
-
-def list_sources(folder: Path) -> list[Source]:
-    """Images below a folder; the group is the sub-folder (a class), or the file itself where there is none.
-
-    Where the first folders are the sides of somebody's split (`train/n01440764`, `val/n01440764`), the
-    group is what follows, so that a class is not on two sides of ours.
-
-    Raises:
-        InputError: no such folder, or no image in it.
-    """
-    sources = []
-    for path in list_pictures(folder):
-        parts = path.parent.relative_to(folder).parts
-        if len(parts) > 1 and parts[0].lower() in SIDE_FOLDERS:
-            parts = parts[1:]
-        group = "/".join(parts) or path.name
-        sources.append(Source(path, group))
-    return sources
-
-
-def builtin_sources() -> Split:
-    """Training and validation photographs that come with scikit-image, split by picture."""
-    import skimage.data
-
-    folder = Path(skimage.data.__file__).parent
-    sources = [
-        Source(folder / name, group)
-        for name, group in PHOTOGRAPHS.items()
-        if (folder / name).is_file()
-    ]
-    val = [source for source in sources if source.group in PHOTOGRAPHS_VAL]
-    train = [source for source in sources if source.group not in PHOTOGRAPHS_VAL]
-    if not train or not val:
-        raise InputError("--data_path: scikit-image came without its photographs; give a folder")
-    return Split(train, val, [])
-
-
-def split_groups(
-    sources: Sequence[Source], val_share: float, test_share: float, seed: int, flag: str
-) -> Split:
-    """Split images so that no group is on two sides.
-
-    Args:
-        sources: images with their groups.
-        val_share: share of the groups that validates; at least one group.
-        test_share: share of the groups that is kept for testing; with 0 none.
-        seed: which groups.
-        flag: named in the error.
-
-    Raises:
-        InputError: too few groups.
-    """
-    groups = sorted({source.group for source in sources})
-    count = len(groups)
-    val_count = max(round(count * val_share), 1)
-    test_count = max(round(count * test_share), 1) if test_share else 0
-    if val_count + test_count >= count:
-        raise InputError(
-            f"{flag}: {len(sources)} images in {count} group{'s' * (count > 1)} cannot be split into "
-            "training, validation and test groups; give single images or more classes, or smaller shares"
-        )
-    random.Random(seed_of("split", seed)).shuffle(groups)
-    val, test = set(groups[:val_count]), set(groups[val_count : val_count + test_count])
-    return Split(
-        [source for source in sources if source.group not in val | test],
-        [source for source in sources if source.group in val],
-        [source for source in sources if source.group in test],
-    )
-
-
-def subset(
-    sources: Sequence[Source], count: int | None, root: Path, seed: int, flag: str
-) -> list[Source]:
-    """A seeded choice of `count` images; a smaller one lies within a larger one.
-
-    Args:
-        sources: what to choose from.
-        count: how many; None for all.
-        root: the order depends on the names below this folder, not on where the folder is.
-        seed: which order.
-        flag: named in the error.
-
-    Raises:
-        InputError: there are not so many.
-    """
-    if count is None:
-        return list(sources)
-    if count > len(sources):
-        raise InputError(
-            f"{flag}: given {count}, allowed: 1 to {len(sources)}, as many as there are"
-        )
-
-    def place(source: Source) -> tuple[int, str]:
-        name = source.path.relative_to(root).as_posix()
-        return seed_of("subset", seed, name), name
-
-    return sorted(sorted(sources, key=place)[:count])
 
 
 def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Denoisers side by side on the same noisy images: cases in, scores and tables out."""
+"""Methods side by side on the same noisy images: cases in, scores and tables out."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 
-from denoise_tasks import bm3d
-from denoise_tasks.apply import denoise_pixels
-from denoise_tasks.experiment import MIN_SCORED, mean_scores
-from denoise_tasks.images import with_channels
-from denoise_tasks.inference import Denoiser
-from denoise_tasks.noise import finish, image_units, noise_seed, noisy_copy, prepare_clean
+from denoise_tasks.methods import Denoiser
+from denoise_tasks.noise import (
+    clip_and_round,
+    estimate_sigma,
+    image_units,
+    noise_seed,
+    noisy_copy,
+    oracle_sigma,
+    prepare_clean,
+)
+from denoise_tasks.pairs import Pair
 from denoise_tasks.pictures import read_picture
-from denoise_tasks.sidd import Pair
+from denoise_tasks.pixel_store import with_channels
 from img2img_recon.metrics import image_scores
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.progress import Track, silent
@@ -36,10 +40,13 @@ PROTOCOL_NOTES = {
     "pairs": "real noise: noisy and clean image / 255; denoised image clipped and rounded to 8 bits",
 }
 
-# Pixels of the images that are held while BM3D's processes work on them: 0.4 GB each of clean and noisy ones.
+MIN_SCORED = 11  # side of SSIM's window
+# Pixels of the images that are held while a slow method's processes work on them: 0.4 GB each of clean and
+# noisy ones.
 CHUNK_PIXELS = 32_000_000
 
 Load = Callable[[], tuple[np.ndarray, np.ndarray]]
+SigmaSource = Literal["given", "oracle", "estimated"]
 
 
 class Case(NamedTuple):
@@ -141,11 +148,8 @@ def pair_cases(pairs: Sequence[Pair], channels: int) -> list[Case]:
 
     def case(pair: Pair) -> Case:
         def load() -> tuple[np.ndarray, np.ndarray]:
-            clean, noisy = (
-                with_channels(read_picture(path).pixels, channels)
-                for path in (pair.clean, pair.noisy)
-            )
-            return clean, noisy
+            clean, noisy = (read_picture(path).pixels for path in (pair.clean, pair.noisy))
+            return with_channels(clean, channels), with_channels(noisy, channels)
 
         return Case(pair.name, load, None, "pairs")
 
@@ -164,78 +168,68 @@ def block_cases(noisy: np.ndarray, clean: np.ndarray) -> list[Case]:
     return [case(i, j) for i in range(noisy.shape[0]) for j in range(noisy.shape[1])]
 
 
+Draw = Callable[[int, Case, Mapping[str, np.ndarray], np.ndarray], None]
+
+
+def mean_scores(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Mean of every score over images."""
+    keys = next(iter(rows.values())).keys()
+    return {key: float(np.mean([scores[key] for scores in rows.values()])) for key in keys}
+
+
 def score_cases(
     title: str,
     cases: Sequence[Case],
-    denoisers: Mapping[str, Denoiser],
+    methods: Sequence[Denoiser],
     *,
-    bm3d_variants: Mapping[str, bm3d.Variant],
-    bm3d_sigma: str,
-    bm3d_images: int | None,
-    device: torch.device,
-    self_ensemble: bool = False,
+    sigma_source: SigmaSource = "given",
+    slow_images: int | None = None,
     workers: int | None = None,
-    draw: Callable[[Case, dict[str, np.ndarray], np.ndarray], None] | None = None,
+    draw: Draw | None = None,
     panels: int = 0,
     track: Track = silent,
 ) -> Result:
-    """Denoise every case with every method and score it.
+    """Denoise every case with every method and score it, beside the noisy image as it is.
 
     Args:
         title: of the result.
         cases: of one protocol.
-        denoisers: networks by method name.
-        bm3d_variants: BM3D variants by method name.
-        bm3d_sigma: `given` (the noise that was added), `oracle` (from the clean image) or `estimated`.
-        bm3d_images: BM3D only on the first so many cases, which takes seconds an image; None for all.
-        device: where the networks run.
-        self_ensemble: mean over the eight orientations (networks only).
-        workers: processes for BM3D.
-        draw: called for the first `panels` cases with the images by method and the clean one.
+        methods: of different names.
+        sigma_source: what methods that need the noise are told: `given` (what was added; of real noise
+            the `oracle`), `oracle` (from the clean image) or `estimated`.
+        slow_images: slow methods only on the first so many cases; None for all.
+        workers: processes for slow methods.
+        draw: called for the first `panels` cases with number, case, images by method and the clean one.
         panels: how many to draw.
         track: progress.
 
     Raises:
         InputError: an image that cannot be used.
     """
-    protocol = cases[0].protocol
-    # Real noise is scored as the standard protocol scores: on 8 bits.
-    finishing = "standard" if protocol == "pairs" else protocol
-    for denoiser in denoisers.values():
-        denoiser.module.to(device)
     rows = []
-    last = (len(cases) if bm3d_images is None else bm3d_images) if bm3d_variants else 0
+    slow = any(method.slow for method in methods)
     number = 0
-    for chunk in chunks(track(cases, title, len(cases)), CHUNK_PIXELS if last else 1):
-        by_bm3d: dict[str, list[np.ndarray]] = {}
-        if chosen := chunk[: max(last - number, 0)]:
-            sigmas = [_bm3d_sigma(bm3d_sigma, *one) for one in chosen]
-            for name, variant in bm3d_variants.items():
-                by_bm3d[name] = bm3d.denoise_many(
-                    [noisy for _, _, noisy in chosen],
-                    sigmas,
-                    variant=variant,
-                    workers=workers,
-                    track=track,
-                )
-        for position, (case, clean, noisy) in enumerate(chunk):
-            images = {"noisy": noisy}
-            for name, denoiser in denoisers.items():
-                images[name] = denoise_pixels(
-                    denoiser, noisy, device=device, self_ensemble=self_ensemble
-                )
-            for name, outputs in by_bm3d.items():
-                if position < len(outputs):
-                    images[name] = outputs[position]
+    for chunk in chunks(track(cases, title, len(cases)), CHUNK_PIXELS if slow else 1):
+        outputs: list[dict[str, np.ndarray]] = [{"noisy": noisy} for _, _, noisy in chunk]
+        for method in methods:
+            chosen = chunk
+            if method.slow and slow_images is not None:
+                chosen = chunk[: max(slow_images - number, 0)]
+            denoised = method.denoise_many(
+                [noisy for _, _, noisy in chosen],
+                [_sigma(method, sigma_source, *one) for one in chosen],
+                workers=workers,
+                track=track,
+            )
+            for images, image in zip(outputs, denoised, strict=False):
+                images[method.name] = clip_and_round(image, cases[0].protocol)
+        for (case, clean, _), images in zip(chunk, outputs, strict=True):
             for name, image in images.items():
-                if name != "noisy":
-                    images[name] = finish(image, finishing)
-                scores = image_scores(clean, images[name], data_range=1)
-                rows.append(Row(case.name, name, **scores))
+                rows.append(Row(case.name, name, **image_scores(clean, image, data_range=1)))
             if draw is not None and number < panels:
-                draw(case, images, clean)
+                draw(number, case, images, clean)
             number += 1
-    return Result(title, protocol, rows)
+    return Result(title, cases[0].protocol, rows)
 
 
 def chunks(
@@ -263,11 +257,16 @@ def chunks(
         yield chunk
 
 
-def _bm3d_sigma(how: str, case: Case, clean: np.ndarray, noisy: np.ndarray) -> float:
-    if how == "estimated":
-        return bm3d.estimate_sigma(noisy, noise="white" if case.sigma else "camera")
-    if how == "oracle" or case.sigma is None:
-        return bm3d.oracle_sigma(noisy, clean)
+def _sigma(
+    method: Denoiser, source: SigmaSource, case: Case, clean: np.ndarray, noisy: np.ndarray
+) -> float | None:
+    """What a method is told of the noise, in image units."""
+    if not method.needs_sigma:
+        return None
+    if source == "estimated":
+        return estimate_sigma(noisy, noise="white" if case.sigma else "camera")
+    if source == "oracle" or case.sigma is None:
+        return oracle_sigma(noisy, clean)
     return image_units(case.sigma)
 
 

@@ -1,0 +1,365 @@
+"""Methods that denoise pictures: trained networks, BM3D and total variation, all the same to whoever uses them.
+
+A new method is a class here and a row of `METHODS`. Images and sigmas are in image units, [0, 1].
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denoise_tasks.noise import Image, NoiseKind, check_image
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.processes import available_cores, map_in_processes
+from img2img_recon.support.progress import Track, silent
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+# A convolutional network would take a picture of any size whole, and memory with it: a larger one
+# is cut into tiles of this side. Smaller tiles show more of the border to it.
+TILE = 512
+# Tiles of 256 x 256 at once, by kind of device; networks with larger tiles take fewer of them. A GPU
+# idles with few, a CPU gains nothing from more.
+TILE_BATCH = {"cpu": 4, "cuda": 32}
+# By how much of itself the level that a network was trained for may be missed without a warning.
+LEVEL_TOLERANCE = 0.2
+
+
+class Denoiser(ABC):
+    """Takes noise out of pictures.
+
+    Attributes:
+        name: unique among methods that are compared; `img2img_recon.figures.label_of` spells it.
+        in_chans: channels of the pictures it is made for; None for any.
+        needs_sigma: whether it must be told how strong the noise is.
+        noise_kind: how the noise of a picture is estimated for it, see `noise.estimate_sigma`.
+        slow: whether it takes seconds an image; several are then worked on in processes.
+    """
+
+    name: str
+    in_chans: int | None = None
+    needs_sigma: bool = True
+    noise_kind: NoiseKind = "camera"
+    slow: bool = False
+
+    @abstractmethod
+    def denoise(self, noisy: Image, sigma: float | None) -> Image:
+        """Denoise one picture.
+
+        Args:
+            noisy: float32 (H, W, C), nominally in [0, 1]; C is 1 or 3.
+            sigma: standard deviation of the noise; methods that need none take None.
+
+        Returns:
+            float32 (H, W, C), not clipped.
+
+        Raises:
+            InputError: a picture or a sigma that cannot be used.
+        """
+
+    def denoise_many(
+        self,
+        noisy: Sequence[Image],
+        sigmas: Sequence[float | None],
+        *,
+        workers: int | None = None,
+        track: Track = silent,
+    ) -> list[Image]:
+        """`denoise` for pictures of any sizes, in order.
+
+        Args:
+            noisy: the pictures.
+            sigmas: one per picture.
+            workers: processes, where the method is slow; by default one per core.
+            track: shows the progress, where the method is slow.
+
+        Raises:
+            InputError: what `denoise` refuses, before anything is computed where the method is slow.
+        """
+        return [self.denoise(image, sigma) for image, sigma in zip(noisy, sigmas, strict=True)]
+
+    def details(self) -> dict[str, Any]:
+        """What a table of results says about it, JSON-serialisable."""
+        return {}
+
+    def level_warning(self, sigma: float, how: str) -> str | None:
+        """What to tell a person whose pictures have noise of `sigma` ([0, 255] units; `given` or `estimated`)."""
+        return None
+
+
+def _checked_sigma(noisy: Any, sigma: float | None, what: str) -> float:
+    """The sigma of a method that needs one, after a look at it and the picture."""
+    check_image(noisy, what)
+    if sigma is None or not (np.isfinite(sigma) and sigma > 0):
+        given = "not given" if sigma is None else f"{sigma:g}"
+        raise InputError(f"{what}: sigma is {given}, allowed: a number above 0 in image units")
+    return float(sigma)
+
+
+class TotalVariation(Denoiser):
+    """Total variation (Rudin, Osher and Fatemi, Physica D 60:259, 1992) by scikit-image's Chambolle iteration.
+
+    The weight is `FACTOR` * sigma ** `EXPONENT`: a power law through the weights with the highest mean PSNR
+    on 24 training pictures of BSDS (192 x 192 of each, in colour) at sigma 5, 10, 15, 25, 30, 50 and 75 of
+    255. From 10 to 75 it loses at most 0.15 dB against the best weight of a level.
+    """
+
+    name = "tv"
+    FACTOR, EXPONENT = 1.48, 1.285
+
+    def denoise(self, noisy: Image, sigma: float | None) -> Image:
+        """See `Denoiser.denoise`; every channel for itself."""
+        from skimage.restoration import denoise_tv_chambolle
+
+        weight = self.FACTOR * _checked_sigma(noisy, sigma, "noisy image") ** self.EXPONENT
+        image = np.asarray(noisy, np.float32)
+        return denoise_tv_chambolle(image, weight=weight, channel_axis=-1).astype(np.float32)
+
+
+class BM3D(Denoiser):
+    """CBM3D (Dabov et al., "Color image denoising via sparse 3D collaborative filtering", ICIP 2007).
+
+    Blocks are matched on the luminance of opponent colours; on grey images it is BM3D (Dabov et al., IEEE
+    TIP 16:2080, 2007). The implementation is the authors' package `bm3d` (Mäkinen et al., IEEE TIP 29:8339,
+    2020), with its standard profile, on one thread.
+    """
+
+    name = "bm3d"
+    slow = True
+    # The package refuses images smaller than its 8 x 8 block and crashes on one of exactly 8 x 8.
+    MIN_SIDE = 16
+    # The package divides every opponent colour by its range: NaN for a grey image stored as colour.
+    MIN_COLOUR_RANGE = 1e-6
+
+    def denoise(self, noisy: Image, sigma: float | None) -> Image:
+        """See `Denoiser.denoise`."""
+        sigma = _checked_sigma(noisy, sigma, "noisy image")
+        height, width, _ = noisy.shape
+        margins = [(0, max(self.MIN_SIDE - side, 0)) for side in (height, width)]
+        padded = np.pad(np.asarray(noisy, np.float64), [*margins, (0, 0)], mode="symmetric")
+        result = self._filter(padded, sigma)
+        # The package answers a failure inside (no memory) with an image of zeros.
+        if np.ptp(padded) > 0 and (result.max(axis=(0, 1)) == result.min(axis=(0, 1))).all():
+            raise InputError(f"BM3D gave up on an image of {height} x {width} (out of memory?)")
+        return result[:height, :width].astype(np.float32)
+
+    def _filter(self, image: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
+        """Denoise (H, W, C) with sides of at least `MIN_SIDE`."""
+        channels = np.moveaxis(image, 2, 0)
+        if (channels == channels[0]).all():
+            filtered = self._package(channels[0], sigma)
+            return np.repeat(filtered[..., None], len(channels), axis=2)
+        if len(channels) == 3:
+            return self._colour(image, sigma)
+        return np.stack([self._package(channel, sigma) for channel in channels], axis=2)
+
+    def _colour(self, image: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
+        red, green, blue = np.moveaxis(image, 2, 0)
+        opponents = ((red + green + blue) / 3, (red - blue) / 2, (red + blue) / 4 - green / 2)
+        if min(float(np.ptp(colour)) for colour in opponents) < self.MIN_COLOUR_RANGE:
+            return self._package(image, sigma)
+        return self._package(image, sigma, "bm3d_rgb")
+
+    def _package(
+        self, image: NDArray[np.float64], sigma: float, function: str = "bm3d"
+    ) -> NDArray[np.float64]:
+        try:
+            import bm3d
+        except ImportError:
+            raise InputError("BM3D needs the package bm3d: pip install bm3d") from None
+        profile = bm3d.BM3DProfile()
+        # With more threads the sums are taken in another order, and results differ from call to call.
+        profile.num_threads = 1
+        return getattr(bm3d, function)(image, sigma, profile)
+
+    def denoise_many(
+        self,
+        noisy: Sequence[Image],
+        sigmas: Sequence[float | None],
+        *,
+        workers: int | None = None,
+        track: Track = silent,
+    ) -> list[Image]:
+        """See `Denoiser.denoise_many`; the results are those of `denoise`, to the bit."""
+        tasks = list(zip(noisy, sigmas, strict=True))
+        for place, (image, sigma) in enumerate(tasks):
+            _checked_sigma(image, sigma, f"noisy image {place}")
+        count = available_cores() if workers is None else workers
+        results = map_in_processes(self._denoise_task, tasks, count)
+        try:
+            return list(track(results, "BM3D", len(tasks)))
+        finally:
+            # An error inside `track` leaves the generator waiting; closing it ends the workers now.
+            results.close()
+
+    def _denoise_task(self, task: tuple[Image, float | None]) -> Image:
+        return self.denoise(*task)
+
+
+class BM3DChannelwise(BM3D):
+    """BM3D as the paper (arXiv:2202.02018) calls it: blocks are matched on the red channel alone."""
+
+    name = "bm3d_channelwise"
+
+    def _colour(self, image: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
+        return self._package(image, sigma)
+
+
+class TrainedDenoiser(Denoiser):
+    """A trained network on pictures of any size, in bounded memory.
+
+    Grey goes through a colour network as three equal channels, whose mean is taken; colour goes through a
+    grey network channel by channel.
+
+    Args:
+        network: maps (B, in_chans, H, W) in [0, 1] of any size to the same shape; its `AnySize` is told
+            how large tiles may be.
+        config: the run's stored configuration.
+        name: of the method.
+        device: where the network runs; it is moved there.
+        self_ensemble: take the mean over the eight flips and quarter turns of the picture.
+        tile_batch: tiles of 256 x 256 that go through the network at once (larger ones count as more of
+            them), which beside picture and result bounds the memory; None: `TILE_BATCH`.
+    """
+
+    needs_sigma = False
+
+    def __init__(
+        self,
+        network: nn.Module,
+        config: Mapping[str, Any],
+        name: str,
+        *,
+        device: torch.device | str = "cpu",
+        self_ensemble: bool = False,
+        tile_batch: int | None = None,
+    ) -> None:
+        import torch
+
+        self.name, self.config, self.self_ensemble = name, config, self_ensemble
+        self.device = torch.device(device)
+        self.network = network.eval().to(self.device)
+        self.task, self.trained_sigma = str(config["task"]), config["sigma"]
+        self.in_chans: int = config["options"]["in_chans"]
+        self.noise_kind = "white" if self.task == "gaussian" else "camera"
+        bound_memory(network, tile_batch or TILE_BATCH.get(self.device.type, TILE_BATCH["cpu"]))
+
+    def denoise(self, noisy: Image, sigma: float | None) -> Image:
+        """See `Denoiser.denoise`; `sigma` says nothing to it.
+
+        Raises:
+            InputError: numbers of channels that do not go together.
+        """
+        import torch
+
+        channels, own = noisy.shape[2], self.in_chans
+        if channels != own and {channels, own} != {1, 3}:
+            raise InputError(
+                f"a picture of {channels} and a network of {own} channels; "
+                "allowed: equally many, or grey and colour"
+            )
+        with torch.inference_mode():
+            image = torch.from_numpy(np.moveaxis(noisy, 2, 0)[None].copy()).to(self.device)
+            if channels < own:
+                output = self._oriented(image.expand(-1, own, -1, -1)).mean(1, keepdim=True)
+            elif channels > own:
+                output = self._oriented(image.transpose(0, 1)).transpose(0, 1)
+            else:
+                output = self._oriented(image)
+            return output[0].permute(1, 2, 0).float().cpu().numpy()
+
+    def _oriented(self, image: Tensor) -> Tensor:
+        """The network's output, or its mean over the orientations."""
+        from img2img_recon.symmetries import ORIENTATIONS, invert_orientation, orient
+
+        if not self.self_ensemble:
+            return self.network(image)
+        # Added up here, so that one result and the sum are in memory rather than eight.
+        output = self.network(image)
+        for number in range(1, ORIENTATIONS):
+            output = output + invert_orientation(self.network(orient(image, number)), number)
+        return output / ORIENTATIONS
+
+    def details(self) -> dict[str, Any]:
+        """Network, size and what it was trained for."""
+        return {
+            "model": self.config["model"],
+            "trained_for_sigma": self.trained_sigma,
+            "trained_under_protocol": self.config["protocol"],
+            "parameters": sum(p.numel() for p in self.network.parameters()),
+        }
+
+    def level_warning(self, sigma: float, how: str) -> str | None:
+        """See `Denoiser.level_warning`."""
+        own = self.trained_sigma
+        if own is None:
+            if how == "given":
+                return (
+                    f"sigma {sigma:g} given, but the network was trained on real noise of any level"
+                )
+            return None
+        if abs(sigma - own) <= LEVEL_TOLERANCE * own:
+            return None
+        direction = "too much is removed" if sigma < own else "noise will be left"
+        return f"noise of sigma {sigma:.3g} {how}, the network was trained for {own:g}: {direction}"
+
+
+def bound_memory(network: nn.Module, tile_batch: int) -> None:
+    """Let the `AnySize` in `network` send no more than `tile_batch` tiles of 256 x 256 through it at once."""
+    from img2img_recon.wrappers import AnySize
+
+    for part in network.modules():
+        if isinstance(part, AnySize):
+            part.tile = TILE
+            height, width = getattr(part.net, "img_size", None) or (TILE, TILE)
+            part.max_tiles_per_batch = max(tile_batch * 256**2 // (height * width), 1)
+
+
+METHODS: dict[str, Callable[[], Denoiser]] = {
+    method.name: method for method in (BM3D, BM3DChannelwise, TotalVariation)
+}
+
+
+def make_method(word: str, **options: Any) -> Denoiser:
+    """The method of that name in `METHODS`, or the network of that run folder or checkpoint file.
+
+    Args:
+        word: the name or the path.
+        **options: of `TrainedDenoiser`, for a run.
+
+    Raises:
+        InputError: neither, or what `load_run` says.
+    """
+    if word in METHODS:
+        return METHODS[word]()
+    if not Path(word).exists():
+        raise InputError(
+            f"--method: given {word}, allowed: {', '.join(METHODS)}, or a run folder or checkpoint file"
+        )
+    return load_run(Path(word), **options)
+
+
+def load_run(source: Path, *, name: str | None = None, **options: Any) -> TrainedDenoiser:
+    """The trained network of a run folder or a checkpoint file of denoise_tasks.
+
+    Args:
+        source: the folder or file.
+        name: of the method; the folder's or file's by default.
+        **options: of `TrainedDenoiser`.
+
+    Raises:
+        InputError: no checkpoint, one of another task, or weights of another network.
+    """
+    from denoise_tasks.task import TASKS
+    from img2img_recon.trained import network_of, read_run
+
+    config, checkpoint, path = read_run(source, TASKS, "denoise_tasks/train.py")
+    network = network_of(config, checkpoint, path)
+    return TrainedDenoiser(network, config, name or Path(source).resolve().name, **options)

@@ -1,0 +1,434 @@
+"""The two tasks of denoising, Gaussian noise and pairs of photographs: flags, recipes, what is trained and scored."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from img2img_recon.support.cli import flag
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.types import (
+    GreyLevels,
+    NonNegativeInt,
+    OpenUnitInterval,
+    PositiveInt,
+    ShareBelowOne,
+)
+from img2img_recon.training.options import TrainingFlags
+from img2img_recon.training.run_folder import RunFolder, config_hash
+from img2img_recon.training.task import PreparedRun, Report, Task, TrainingParts, Workload
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+    from denoise_tasks.data import EvalImages, TrainCrops
+    from denoise_tasks.scoring import Case
+    from img2img_recon.networks.zoo import Row
+    from img2img_recon.support.progress import Track
+
+Protocol = Literal["paper", "standard"]
+
+# The paper's settings (arXiv:2202.02018 and its code).
+PAPER_RECIPE: dict[str, Any] = {"crop_size": 256, "halve_at_epoch": 50, "num_workers": 2}
+GAUSSIAN_RECIPE = PAPER_RECIPE | {
+    "max_epochs": 60,
+    "lr": 1e-3,
+    "batch_size": 12,
+    "protocol": "paper",
+}
+PAIRS_RECIPE = PAPER_RECIPE | {"max_epochs": 100, "lr": 5e-4, "batch_size": 8}
+
+# Minutes on two cores: what the built-in photographs are trained with.
+LAPTOP_RECIPE: dict[str, Any] = {
+    "max_epochs": 12,
+    "lr": 2e-3,
+    "batch_size": 16,
+    "crop_size": 64,
+    "crops_per_image": 96,
+    "protocol": "standard",
+    "augment": True,
+    "num_workers": 0,
+    "gradient_clip_val": 1.0,
+    "halve_at_epoch": 0,
+}
+LAPTOP_NETWORKS: dict[str, dict[str, Any]] = {
+    "img2img_mixer": {"patch_size": 4, "embed_dim": 64, "depth": 6, "mlp_ratio": 2},
+    "linear_mixer": {"patch_size": 4, "embed_dim": 64, "depth": 6, "mlp_ratio": 2},
+    "multires_mixer": {"embed_dim": 24},
+    "original_mixer": {"patch_size": 4, "embed_dim": 64, "depth": 4},
+    "vit": {"embed_dim": 88, "depth": 3, "num_heads": 4, "patch_size": 8},
+    "dncnn": {"depth": 8, "chans": 32},
+    "unet": {"chans": 8},
+}
+# Side of the part of a photograph of a pair that is cut into patches, as published for SIDD.
+PAIRS_CENTRE = 2048
+PANELS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(TrainingFlags):
+    """Train a denoising network on Gaussian noise or on pairs of noisy and clean photographs."""
+
+    task: Literal["gaussian", "pairs"] = flag(
+        help="gaussian: clean images, noise is added; pairs: noisy and clean photographs",
+        group="data",
+        basic=True,
+    )
+    sigma: GreyLevels | None = flag(
+        None,
+        help="standard deviation of the noise, of 255 grey levels (gaussian)",
+        group="data",
+        basic=True,
+    )
+    data_path: Path | None = flag(
+        None,
+        help="folder of images or of class folders (gaussian; default: the photographs of scikit-image), "
+        "SIDD's folder or any folder of noisy/clean pairs (pairs)",
+        group="data",
+        basic=True,
+    )
+    val_scenes: tuple[str, ...] | None = flag(
+        None,
+        help="scenes that validate (pairs; default 6 9 of SIDD, of other pairs a seeded share)",
+        group="data",
+    )
+    val_share: OpenUnitInterval = flag(
+        0.1, help="share of the classes, pictures or scenes that validate", group="data"
+    )
+    test_share: ShareBelowOne = flag(
+        0.0, help="share of them kept for evaluate.py --split test", group="data"
+    )
+    split_seed: NonNegativeInt = flag(
+        42,
+        help="decides the sides and the subsets, so that runs of another --seed have the same",
+        group="data",
+    )
+    train_images: PositiveInt | None = flag(
+        None,
+        help="a seeded subset of so many training images; smaller ones lie within larger ones",
+        group="data",
+        basic=True,
+    )
+    val_images: PositiveInt | None = flag(
+        100, help="at most so many validation images", group="data"
+    )
+    protocol: Protocol | None = flag(
+        None, help="paper or standard; see denoise_tasks/noise.py (gaussian)", group="data"
+    )
+    channels: Literal[1, 3] = flag(3, help="1 trains on luminance, 3 on colour", group="data")
+    crop_size: PositiveInt | None = flag(
+        None, help="side of the training crops", group="data", basic=True
+    )
+    crops_per_image: PositiveInt | None = flag(
+        None, help="crops of each image in an epoch (gaussian)", group="data"
+    )
+    augment: bool | None = flag(
+        None, help="flips and quarter turns of the training crops", group="data"
+    )
+    fixed_noise: bool = flag(
+        False,
+        help="the same noise and crop of an image in every epoch, as published (gaussian)",
+        group="data",
+    )
+    skip_small: bool = flag(False, help="leave out images smaller than the crop", group="data")
+    residual: bool = flag(
+        True, help="the network estimates the noise; --no_residual: the image", group="network"
+    )
+    halve_at_epoch: NonNegativeInt | None = flag(
+        None, help="halve the learning rate then; 0 for a one-cycle schedule", group="training"
+    )
+
+
+@dataclass(frozen=True)
+class PreparedDenoising(PreparedRun):
+    """A denoising run with its images decoded.
+
+    Attributes:
+        train: training crops.
+        val: validation images.
+    """
+
+    train: TrainCrops
+    val: EvalImages
+
+    @property
+    def train_images(self) -> int:
+        """How many images the training crops are cut from."""
+        return len({window.image for window in self.train.windows})
+
+
+class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
+    """What the two tasks have in common.
+
+    Attributes:
+        defaults: of flags that no recipe names.
+        others_flags: flags of the other task, which this one refuses.
+        baselines: methods that a run's own table shows beside its network.
+    """
+
+    config_class = TrainConfig
+    monitor = "val_metrics/psnr"
+    not_identity = ("skip_small",)
+    defaults: ClassVar[Mapping[str, Any]] = {"augment": False, "protocol": "standard"}
+    others_flags: ClassVar[tuple[str, ...]] = ()
+    baselines: ClassVar[tuple[str, ...]] = ()
+
+    def models(self) -> Mapping[str, Row]:
+        """All networks of the zoo."""
+        from img2img_recon.networks.zoo import ROWS
+
+        return ROWS
+
+    def config(self, values: Mapping[str, Any]) -> TrainConfig:
+        """As `Task.config`; the flag `task` may be left out."""
+        return super().config({"task": self.name, **values})
+
+    def check_flags(self, given: TrainConfig) -> None:
+        """See that the flags belong to this task and go together.
+
+        Raises:
+            InputError: they do not.
+        """
+        for name in self.others_flags:
+            if getattr(given, name) not in (None, False):
+                (other,) = TASKS.keys() - {self.name}
+                raise InputError(f"--{name}: only for --task {other}, given --task {self.name}")
+        if given.model not in self.models():
+            raise InputError(f"--model: given {given.model}, allowed: {', '.join(self.models())}")
+
+    @abstractmethod
+    def recipe(self, given: TrainConfig) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Values of flags and options of the network that are used where none are given."""
+
+    def resolve(self, given: TrainConfig) -> TrainConfig:
+        """See `Task.resolve`."""
+        from img2img_recon.networks.zoo import complete_config
+
+        self.check_flags(given)
+        flags, options = self.recipe(given)
+        flags = {**self.defaults, **flags}
+        if given.max_epochs is not None and flags["halve_at_epoch"]:
+            # A shorter training halves at the same share of it.
+            share = flags["halve_at_epoch"] / flags["max_epochs"]
+            flags["halve_at_epoch"] = max(round(given.max_epochs * share), 1)
+        config = given.filled(flags)
+        assert config.crop_size is not None
+        channels = {"in_chans": config.channels, "out_chans": config.channels}
+        size = (config.crop_size, config.crop_size)
+        complete = complete_config(config.model, {**channels, **options, **given.options}, size)
+        return replace(config, options=complete)
+
+    def train_images(self, config: TrainConfig) -> int | None:
+        """Training images where they are known before data are read."""
+        return config.train_images
+
+    @abstractmethod
+    def crops_per_image(self, config: TrainConfig) -> int:
+        """Crops of an image that an epoch presents."""
+
+    def workload(self, config: TrainConfig) -> Workload:
+        """See `Task.workload`."""
+        images, crop = self.train_images(config), config.crop_size or 1
+        presented = (
+            None
+            if images is None
+            else images * self.crops_per_image(config) * (config.max_epochs or 1)
+        )
+        return Workload((crop, crop), images, presented)
+
+    def wrapper(self, config: TrainConfig) -> str:
+        """What is around the network, a key of `img2img_recon.trained.WRAPPERS`."""
+        return "residual" if config.residual else "plain"
+
+    def network(self, config: TrainConfig) -> nn.Module:
+        """A network that maps noisy images (B, C, H, W) of any size to denoised ones, not clipped."""
+        from img2img_recon.networks.zoo import build_model
+        from img2img_recon.trained import WRAPPERS
+
+        return WRAPPERS[self.wrapper(config)](build_model(config.model, **config.options))
+
+    def identity(self, config: TrainConfig) -> dict[str, Any]:
+        """See `Task.identity`."""
+        return super().identity(config) | {"wrapper": self.wrapper(config)}
+
+    def default_run(self, config: TrainConfig, content: Mapping[str, Any]) -> Path:
+        """`runs/<task>-<sigma>-<model>-<hash>`."""
+        level = f"-{config.sigma:g}" if config.sigma is not None else ""
+        return Path("runs") / f"{self.name}{level}-{config.model}-{config_hash(content)}"
+
+    @abstractmethod
+    def images(
+        self, config: TrainConfig, report: Report, track: Track
+    ) -> tuple[TrainCrops, EvalImages]:
+        """Find and decode the images."""
+
+    def prepare(self, config: TrainConfig, report: Report) -> PreparedDenoising:
+        """See `Task.prepare`."""
+        from img2img_recon.training.runner import track_of
+
+        track = track_of(config.progress)
+        train, val = self.images(config, report, track)
+        content = self.identity(config)
+        run = RunFolder(config.run or self.default_run(config, content))
+        return PreparedDenoising(config, run, content, report, track, train, val)
+
+    def build(self, prepared: PreparedDenoising) -> TrainingParts:
+        """See `Task.build`."""
+        import pytorch_lightning as pl
+
+        from denoise_tasks.module import DenoisingData, DenoisingModule
+        from img2img_recon.training.trainer import compile_networks, make_trainer
+
+        config, run, content = prepared.config, prepared.run, prepared.content
+        pl.seed_everything(config.seed, verbose=False)
+        module = DenoisingModule(
+            self.network(config),
+            protocol=config.protocol,
+            sigma=config.sigma,
+            lr=config.lr,
+            halve_at_epoch=config.halve_at_epoch or None,
+        )
+        if config.compile:
+            compile_networks(module)
+        data = DenoisingData(
+            prepared.train, prepared.val, config.batch_size, config.num_workers, config.seed
+        )
+        trainer = make_trainer(run, content, config, self.monitor, self.monitor_mode)
+        return TrainingParts(module, data, trainer)
+
+    def describe(self, prepared: PreparedDenoising, parts: TrainingParts) -> str:
+        """See `Task.describe`."""
+        from img2img_recon.training.runner import count_parameters
+
+        return (
+            f"{prepared.config.model}: {count_parameters(parts.module):,} parameters; "
+            f"{len(prepared.train)} crops of {prepared.train_images} images per epoch, "
+            f"{len(prepared.val)} validation images"
+        )
+
+    def score(self, prepared: PreparedDenoising) -> dict[str, Any]:
+        """See `Task.score`; the network stands beside doing nothing and the `baselines`."""
+        from denoise_tasks.figures import denoising_panel
+        from denoise_tasks.methods import load_run, make_method
+        from denoise_tasks.scoring import mean_scores, score_cases
+        from img2img_recon.training.trainer import pick_device
+
+        config, run = prepared.config, prepared.run
+        device = pick_device(config.accelerator)
+        # Validation images are centres of 256 x 256: no more tiles at once than one of them has.
+        network = load_run(run.path, name=config.model, device=device, tile_batch=1)
+        methods = [*map(make_method, self.baselines), network]
+
+        def draw(
+            number: int, case: Case, images: Mapping[str, np.ndarray], clean: np.ndarray
+        ) -> None:
+            path = run.figures / f"{number:02}-{Path(case.name).stem}.png"
+            denoising_panel(path, images, clean, title=case.name)
+
+        result = score_cases(
+            "scoring",
+            prepared.val.cases(),
+            methods,
+            draw=draw,
+            panels=PANELS,
+            track=prepared.track,
+        )
+        rows = {method: result.scores(method) for method in result.methods()}
+        return {
+            "task": self.name,
+            "model": config.model,
+            "sigma": config.sigma,
+            "protocol": config.protocol,
+            "train_images": prepared.train_images,
+            "scored_on": "validation images; the checkpoint was chosen on them too",
+            "images": rows,
+            "mean": {method: mean_scores(scores) for method, scores in rows.items()},
+        }
+
+
+class GaussianTask(DenoisingTask):
+    """Clean images, to which noise of known strength is added."""
+
+    name = "gaussian"
+    defaults: ClassVar = {**DenoisingTask.defaults, "sigma": 30.0, "crops_per_image": 1}
+    others_flags = ("val_scenes",)
+    baselines = ("tv",)
+
+    def check_flags(self, given: TrainConfig) -> None:
+        """As all denoising tasks, and the built-in photographs have no test side."""
+        super().check_flags(given)
+        if given.data_path is None and given.test_share:
+            raise InputError(
+                "--test_share: the photographs of scikit-image have fixed sides; give --data_path"
+            )
+
+    def recipe(self, given: TrainConfig) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """The paper's, or what fits a laptop for the built-in photographs."""
+        if given.data_path is not None:
+            return GAUSSIAN_RECIPE, {}
+        return LAPTOP_RECIPE, LAPTOP_NETWORKS.get(given.model, {})
+
+    def train_images(self, config: TrainConfig) -> int | None:
+        """Of a folder only what `--train_images` says; the built-in photographs are known."""
+        if config.train_images is not None or config.data_path is not None:
+            return config.train_images
+        from denoise_tasks.splits import builtin_sources
+
+        return len(builtin_sources().train)
+
+    def crops_per_image(self, config: TrainConfig) -> int:
+        """What the flag says."""
+        return config.crops_per_image or 1
+
+    def images(
+        self, config: TrainConfig, report: Report, track: Track
+    ) -> tuple[TrainCrops, EvalImages]:
+        """Single images."""
+        from denoise_tasks.data import gaussian_images
+
+        if config.data_path is None:
+            report(
+                "No --data_path: using the photographs that come with scikit-image, split by picture, "
+                "and settings fit for a laptop."
+            )
+        return gaussian_images(config, report, track)
+
+
+class PairsTask(DenoisingTask):
+    """Noisy photographs with their clean versions: SIDD or any folder of pairs."""
+
+    name = "pairs"
+    others_flags = ("sigma", "crops_per_image", "fixed_noise")
+
+    def check_flags(self, given: TrainConfig) -> None:
+        """As all denoising tasks, and there are no built-in pairs."""
+        super().check_flags(given)
+        if given.protocol == "paper":
+            raise InputError("--protocol: only for --task gaussian, given --task pairs")
+        if given.data_path is None:
+            raise InputError(
+                "--data_path: missing; --task pairs needs SIDD's folder or a folder of noisy/clean pairs"
+            )
+
+    def recipe(self, given: TrainConfig) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """What the paper trained SIDD with."""
+        return PAIRS_RECIPE, {}
+
+    def crops_per_image(self, config: TrainConfig) -> int:
+        """Patches of the centre of a photograph that is as large as SIDD's."""
+        return (PAIRS_CENTRE // (config.crop_size or 1)) ** 2
+
+    def images(
+        self, config: TrainConfig, report: Report, track: Track
+    ) -> tuple[TrainCrops, EvalImages]:
+        """Pairs."""
+        from denoise_tasks.data import pair_images
+
+        return pair_images(config, report, track)
+
+
+TASKS: dict[str, DenoisingTask] = {task.name: task for task in (GaussianTask(), PairsTask())}
