@@ -64,7 +64,7 @@ def parse_config(
         every = HELP_ALL.name in given
         print(help_text(flags.values(), OWN_FLAGS, name, summary, defaults, every))
         raise SystemExit(0)
-    for file in given.pop(CONFIG.name, ()):
+    for file in reversed(given.pop(CONFIG.name, [])):
         given = _stored(Path(file), flags) | given
     values = {name: texts[0] if len(texts) == 1 else texts for name, texts in given.items()}
     if values.pop(PRINT_CONFIG.name, False):
@@ -98,10 +98,13 @@ def config_from(
 
 def _typed_values(flags: Mapping[str, Flag], values: Mapping[str, Any]) -> dict[str, Any]:
     names = {word: item for item in flags.values() for word in (item.name, *item.aliases)}
-    for name in values:
+    found: dict[str, Any] = {}
+    for given, value in values.items():
+        name = given.replace("-", "_")
         if name not in names:
             raise _unknown(name, names)
-    return {names[name].name: typed(names[name], value) for name, value in values.items()}
+        found[names[name].name] = typed(names[name], value)
+    return found
 
 
 def _unknown(name: str, known: Mapping[str, Any]) -> InputError:

@@ -50,9 +50,14 @@ def test_data_reach_the_disk_before_the_name(tmp_path, monkeypatch):
 
 def test_an_error_keeps_the_old_file(tmp_path):
     write_json(tmp_path / "a.json", [1])
-    with pytest.raises(KeyError), atomic_path(tmp_path / "a.json") as temporary:
-        temporary.write_text("half")
-        raise KeyError
+
+    def write() -> None:
+        with atomic_path(tmp_path / "a.json") as temporary:
+            temporary.write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write()
     assert (tmp_path / "a.json").read_text() == "[\n  1\n]\n"
     assert os.listdir(tmp_path) == ["a.json"]
 
@@ -167,10 +172,15 @@ def test_a_full_disk_at_any_moment(tmp_path, monkeypatch, number, where):
 
     if where != "write":
         monkeypatch.setattr(*{"fsync": (os, "fsync"), "replace": (Path, "replace")}[where], refuse)
-    with pytest.raises(InputError) as caught, atomic_path(tmp_path / "a.json") as temporary:
-        temporary.write_text("2")
-        if where == "write":
-            refuse()
+
+    def write() -> None:
+        with atomic_path(tmp_path / "a.json") as temporary:
+            temporary.write_text("2")
+            if where == "write":
+                refuse()
+
+    with pytest.raises(InputError) as caught:
+        write()
     assert str(caught.value) == f"{tmp_path / 'a.json'}: cannot be written ({reason})"
     assert (tmp_path / "a.json").read_text() == "1\n"
     assert os.listdir(tmp_path) == ["a.json"]
@@ -185,7 +195,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/a.json: cannot be written \("):
         write_json(tmp_path / "file" / "a.json", 1)
-    with pytest.raises(InputError, match="--out: .* cannot be written to"):
+    with pytest.raises(InputError, match=r"--out: .* cannot be written to"):
         files.writable_folder(tmp_path / "file" / "b", "--out")
 
 
@@ -202,15 +212,18 @@ def test_a_lock_keeps_others_out_and_goes_with_its_process(tmp_path):
     with python(code, path) as process:
         assert process.stdout.readline() == "held\n"
         start = time.monotonic()
-        with pytest.raises(InputError, match="^taken$"), locked(path, 0.2, "taken"):
+        with pytest.raises(InputError, match=r"^taken$"), locked(path, 0.2, "taken"):
             pass
         assert 0.15 < time.monotonic() - start < 10
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with locked(path, 0, "taken"):
-        # The same process is kept out too: `RunFolder.is_locked` asks in this way.
-        with pytest.raises(InputError, match="taken"), locked(path, 0, "taken"):
-            pass
+    # The same process is kept out too: `RunFolder.is_locked` asks in this way.
+    with (
+        locked(path, 0, "taken"),
+        pytest.raises(InputError, match="taken"),
+        locked(path, 0, "taken"),
+    ):
+        pass
     with locked(path, 0, "taken"):
         pass
 
