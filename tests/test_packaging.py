@@ -65,7 +65,9 @@ def test_the_wheel_says_that_it_is_typed_and_holds_the_sweeps(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for package in ("img2img_recon", "fastmri_plugin", "denoise_tasks", "cluster"):
         assert f"{package}/py.typed" in names
-    shipped = {f"cluster/sweeps/{path.name}" for path in (PROJECT / "cluster/sweeps").glob("*.yaml")}
+    shipped = {
+        f"cluster/sweeps/{path.name}" for path in (PROJECT / "cluster/sweeps").glob("*.yaml")
+    }
     assert shipped
     assert shipped <= names
     assert not [name for name in names if name.startswith("tests/")]
