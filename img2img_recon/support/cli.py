@@ -22,7 +22,7 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 HELP, HELP_ALL, CONFIG, PRINT_CONFIG = OWN_FLAGS = (
-    Flag("help", bool, False, "the flags that most trainings need"),
+    Flag("help", bool, False, "the flags that most people need"),
     Flag("help_all", bool, False, "every flag"),
     Flag("config", tuple[Path, ...], (), "YAML file with values of flags, as batch_size: 4"),
     Flag("print_config", bool, False, "print such a file instead of starting"),
@@ -125,23 +125,26 @@ def underscore_flags(words: Sequence[str]) -> list[str]:
     return spelled
 
 
-def _groups(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Flags without dashes, each with the words up to the next; "" for words that follow no flag."""
+def _groups(words: Sequence[str]) -> Iterator[tuple[str, list[str], bool]]:
+    """Flags without dashes, each with the words up to the next; "" for words that follow no flag.
+
+    The third value says whether the word stands behind the flag's "=", so that it can be no other's.
+    """
     name, texts = "", list[str]()
     for position, word in enumerate(underscore_flags(words)):
         if word != "--" and not word.startswith("--") and word != "-h":
             texts.append(word)
             continue
-        yield name, texts
+        yield name, texts, False
         name, texts = "", []
         if word == "--":
             texts = list(words[position + 1 :])
             break
         name, equals, value = ("help" if word == "-h" else word[2:]).partition("=")
         if equals:
-            yield name, [value]
+            yield name, [value], True
             name = ""
-    yield name, texts
+    yield name, texts, False
 
 
 def _read(words: Sequence[str], flags: Mapping[str, Flag]) -> dict[str, list[Any]]:
@@ -158,7 +161,7 @@ def _read(words: Sequence[str], flags: Mapping[str, Flag]) -> dict[str, list[Any
     positional = next((item for item in flags.values() if item.positional), None)
     given: dict[str, list[Any]] = {}
     loose: list[str] = []
-    for name, texts in _groups(words):
+    for name, texts, joined in _groups(words):
         if not name:
             loose += texts
             continue
@@ -166,7 +169,9 @@ def _read(words: Sequence[str], flags: Mapping[str, Flag]) -> dict[str, list[Any
             raise _unknown(name, spellings)
         item, bare = spellings[name]
         count = len(texts) if item.several else len(texts[:1])
-        if item.switch and not (bare and texts and texts[0] in SWITCH):
+        if joined and bare is False:
+            raise InputError(f"--{name}: given {texts[0]}; it takes no value")
+        if item.switch and not (joined or (bare and texts and texts[0] in SWITCH)):
             count = 0
         if texts[count:] and positional is None:
             raise refusal(item, texts)

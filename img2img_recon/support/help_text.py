@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from img2img_recon.support.flags import GROUPS, Flag
 from img2img_recon.support.values import shown
@@ -14,7 +14,7 @@ WIDEST_NAME = 24
 
 
 def help_text(
-    flags: Iterable[Flag],
+    flags: Collection[Flag],
     own: Iterable[Flag],
     prog: str,
     summary: str,
@@ -29,17 +29,20 @@ def help_text(
         prog: the command's name.
         summary: one sentence on what it does.
         defaults: gives words for defaults by name, where a flag's own is None.
-        every: all flags, not just the required and basic ones.
+        every: show all flags, not just the required and basic ones.
     """
     known = defaults() if defaults else {}
     width = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 110)
-    chosen = [item for item in flags if every or item.required or item.basic]
-    required = [item for item in chosen if item.required]
+    required = [item for item in flags if item.required]
+    basic = [item for item in flags if item.basic and not item.required]
+    # A script without basic flags has few: all of them are shown.
+    chosen = basic if basic and not every else flags
     sections = {"required": required}
     for group in GROUPS:
         sections[group] = [i for i in chosen if i.group == group and not i.required]
     sections["help"] = list(own)
-    lines = [f"usage: {' '.join([prog, *map(_usage, required)])} [flags]", "", summary]
+    usage = f"usage: {' '.join([prog, *map(_usage, required)])} [flags]"
+    lines = [*textwrap.wrap(usage, width), "", *textwrap.wrap(summary, width)]
     for title, items in sections.items():
         if items:
             lines += ["", f"{title}:"]

@@ -219,7 +219,8 @@ ALLOWED = {
     ),
     "--sigma aut": "--sigma: given aut; allowed: a number above 0 or auto (did you mean auto?)",
     "--progress maybe": "--progress: given maybe; allowed: yes or no",
-    "--no_progress=false": "--progress: given false; allowed: yes or no",
+    "--no_progress=false": "--no_progress: given false; it takes no value",
+    "--compile=maybe": "--compile: given maybe; allowed: yes or no",
     "--devices 0,": "--devices: given 0,; allowed: auto, a number, or indices as 0,1",
     "--strategy dpp": (
         "--strategy: given dpp; allowed: auto, ddp, fsdp, deepspeed or another that Lightning knows"
@@ -517,3 +518,12 @@ def test_a_script_that_is_done_ends_with_0():
     with pytest.raises(SystemExit) as ended:
         run_script(lambda: None)
     assert ended.value.code == 0
+
+
+def test_a_script_without_basic_flags_shows_all_of_them(capsys):
+    with pytest.raises(SystemExit):
+        parse_config(WithFiles, ["--help"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("inputs ", "--out ", "--sigma ", "--overwrite "))
+    assert "usage: " in text
+    assert " INPUTS ... --out OUT [flags]" in text
