@@ -1,6 +1,7 @@
-"""Denoise picture files with a trained network; make and check submissions to the SIDD benchmark.
+"""Denoise picture files with a trained network or a classical method; make and check SIDD submissions.
 
 python denoise_tasks/denoise.py photo.jpg folder --out DIR --run RUN
+python denoise_tasks/denoise.py photo.jpg --out DIR --method bm3d --sigma auto
 python denoise_tasks/denoise.py --sidd_benchmark BenchmarkNoisyBlocksSrgb.mat --out SubmitSrgb.csv --run RUN
 python denoise_tasks/denoise.py --validate_submission SubmitSrgb.csv
 """
@@ -9,109 +10,126 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from denoise_tasks.pictures import (
-    check_ending,
-    check_picture,
-    list_pictures,
-    read_picture,
-    write_picture,
-)
-from img2img_recon.support.cli import flag, parse_config, run_script, underscore_flags
+from img2img_recon.support.cli import flag, parse_config, run_script
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import writable_folder
-from img2img_recon.support.progress import bar
+from img2img_recon.support.progress import Track, bar, silent
+from img2img_recon.support.types import GreyLevels, PositiveInt
+from img2img_recon.training.options import Accelerator
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from denoise_tasks.inference import Denoiser
+    from denoise_tasks.methods import Denoiser
+    from denoise_tasks.pictures import Picture
 
-# By how much of itself the level that a network was trained for may be missed without a warning.
-LEVEL_TOLERANCE = 0.2
 # The estimate looks at the middle of a large picture: that is enough, and bounds its memory.
 ESTIMATED_SIDE = 1024
-
-BENCHMARK_FLAG, VALIDATE_FLAG = "sidd_benchmark", "validate_submission"
-_RUN_HELP = "run folder or checkpoint file of denoise_tasks/train.py"
-_ENSEMBLE_HELP = "mean over the eight flips and quarter turns of a picture"
-_OVERWRITE_HELP = "replace files that exist"
-_ACCELERATOR_HELP = "where the network runs"
-_TILE_BATCH_HELP = (
-    "tiles of 256 x 256 that go through the network at once; more takes more memory "
-    "(default: 4, on a GPU 32)"
-)
+# A picture in which no noise is found is denoised as if it had this little, of 255 grey levels.
+LEAST_SIGMA = 0.05
+# Pixels of decoded pictures that are kept from checking to denoising, 0.4 GB in colour; others are read again.
+KEPT_PIXELS = 1 << 25
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DenoiseConfig:
-    """Denoise picture files with a trained network."""
+    """Denoise picture files, or the SIDD benchmark's blocks, with a trained network or a classical method."""
 
     inputs: tuple[Path, ...] = flag(
-        help="pictures (PNG, JPEG, TIFF, WebP, BMP) and folders of them", positional=True
+        (),
+        help="pictures (PNG, JPEG, TIFF, WebP, BMP) and folders of them",
+        positional=True,
+        group="data",
+        basic=True,
     )
-    out: Path = flag(help="folder for the results, under the inputs' names")
-    run: Path = flag(help=_RUN_HELP)
-    sigma: str | None = flag(
+    out: Path | None = flag(
         None,
-        help="noise of the pictures, of 255 grey levels, or auto to estimate it: warns when the "
-        "network was trained for another level",
+        help="folder for the results, under the inputs' names; the benchmark's file, .csv or .mat",
+        group="data",
+        basic=True,
     )
-    self_ensemble: bool = flag(False, help=_ENSEMBLE_HELP)
-    overwrite: bool = flag(False, help=_OVERWRITE_HELP)
-    accelerator: Literal["auto", "cpu", "gpu"] = flag("auto", help=_ACCELERATOR_HELP)
-    tile_batch: int | None = flag(None, help=_TILE_BATCH_HELP)
+    sidd_benchmark: Path | None = flag(
+        None,
+        help="in the place of files: BenchmarkNoisyBlocksSrgb.mat, to make a submission",
+        group="data",
+        basic=True,
+    )
+    validate_submission: Path | None = flag(
+        None, help="only check such a submission", group="data", basic=True
+    )
+    run: Path | None = flag(
+        None, help="run folder or checkpoint file of denoise_tasks/train.py", basic=True
+    )
+    method: str | None = flag(
+        None, help="a classical method in its place: bm3d, bm3d_channelwise or tv", basic=True
+    )
+    sigma: GreyLevels | Literal["auto"] | None = flag(
+        None,
+        help="noise of the pictures, of 255 grey levels, or auto to estimate it: classical methods need it, "
+        "and a network that was trained for another level is warned about",
+        group="data",
+        basic=True,
+    )
+    self_ensemble: bool = flag(
+        False, help="mean over the eight flips and quarter turns (networks)", basic=True
+    )
+    overwrite: bool = flag(False, help="replace files that exist", basic=True)
+    accelerator: Accelerator = flag(
+        "auto", help="where the network runs", group="cluster", basic=True
+    )
+    tile_batch: PositiveInt | None = flag(
+        None,
+        help="tiles of 256 x 256 that go through the network at once; more takes more memory "
+        "(default: 4, on a GPU 32)",
+        group="cluster",
+    )
+    progress: bool = flag(True, help="progress bars", basic=True)
 
     def __post_init__(self) -> None:
-        _check_tile_batch(self.tile_batch)
-        if self.sigma is not None and self.sigma != "auto":
-            self.stated_sigma()
-
-    def stated_sigma(self) -> float | None:
-        """The noise that was given as a number, in [0, 255] units."""
-        if self.sigma is None or self.sigma == "auto":
-            return None
-        from denoise_tasks.noise import check_sigma
-
-        try:
-            number = float(self.sigma)
-        except ValueError:
+        jobs = [self.inputs, self.sidd_benchmark, self.validate_submission]
+        if sum(map(bool, jobs)) != 1:
             raise InputError(
-                f"--sigma: given {self.sigma}, allowed: auto or a number of 255 grey levels"
-            ) from None
-        return check_sigma(number)
+                "inputs: give pictures and folders, or in their place --sidd_benchmark or "
+                "--validate_submission"
+            )
+        if self.validate_submission is not None:
+            return
+        if self.out is None:
+            raise InputError("--out: missing; give a folder, for the benchmark a .csv or .mat file")
+        if (self.run is None) == (self.method is None):
+            raise InputError("give either --run, a trained network, or --method, as in --method tv")
 
+    def make(self) -> Denoiser:
+        """The method.
 
-@dataclass(frozen=True)
-class BenchmarkConfig:
-    """Denoise the blocks of the SIDD benchmark into a file to submit."""
+        Raises:
+            InputError: there is none of that name, no such run, or a noise level is missing.
+        """
+        from denoise_tasks.methods import load_run, make_method
 
-    sidd_benchmark: Path = flag(help="BenchmarkNoisyBlocksSrgb.mat")
-    out: Path = flag(help="file to write, .csv or .mat")
-    run: Path = flag(help=_RUN_HELP)
-    self_ensemble: bool = flag(False, help=_ENSEMBLE_HELP)
-    overwrite: bool = flag(False, help=_OVERWRITE_HELP)
-    accelerator: Literal["auto", "cpu", "gpu"] = flag("auto", help=_ACCELERATOR_HELP)
-    tile_batch: int | None = flag(None, help=_TILE_BATCH_HELP)
+        options: dict[str, Any] = {
+            "accelerator": self.accelerator,
+            "self_ensemble": self.self_ensemble,
+            "tile_batch": self.tile_batch,
+        }
+        if self.run is not None:
+            return load_run(self.run, **options)
+        method = make_method(str(self.method), **options)
+        if method.needs_sigma and self.sigma is None:
+            raise InputError(
+                f"--sigma: missing; --method {self.method} needs the noise, of 255 grey levels, or auto"
+            )
+        return method
 
-    def __post_init__(self) -> None:
-        _check_tile_batch(self.tile_batch)
-
-
-@dataclass(frozen=True)
-class ValidateConfig:
-    """Check a file to submit to the SIDD benchmark."""
-
-    validate_submission: Path = flag(help="file to check, .csv or .mat")
-
-
-def _check_tile_batch(tile_batch: int | None) -> None:
-    if tile_batch is not None and tile_batch < 1:
-        raise InputError(f"--tile_batch: given {tile_batch}, allowed: 1 or more")
+    @property
+    def track(self) -> Track:
+        """Progress bars, if wanted."""
+        return bar if self.progress else silent
 
 
 def plan(inputs: Sequence[Path], out: Path, overwrite: bool) -> list[tuple[Path, Path]]:
@@ -126,6 +144,8 @@ def plan(inputs: Sequence[Path], out: Path, overwrite: bool) -> list[tuple[Path,
         InputError: an input that is not there or has no picture's ending, a folder without pictures,
             two inputs for one result, a result in the place of an input, one that exists.
     """
+    from denoise_tasks.pictures import check_ending, list_pictures
+
     pairs: list[tuple[Path, Path]] = []
     for given in inputs:
         if given.is_dir():
@@ -163,82 +183,100 @@ def plan(inputs: Sequence[Path], out: Path, overwrite: bool) -> list[tuple[Path,
     return pairs
 
 
-def check_pictures(sources: Sequence[Path]) -> None:
-    """Decode all inputs once, so that a broken one is known before the first result is written.
+class CheckedPictures:
+    """Pictures that have all been decoded once, with the noise of those whose noise was asked for.
 
-    Raises:
-        InputError: the first that cannot be read or written again, and how many more there are.
+    A broken one is known before the first result is written. As many as `KEPT_PIXELS` allows stay decoded;
+    a single one always does.
     """
-    problems = []
-    for path in bar(sources, "checking", len(sources)):
-        try:
-            check_ending(path, alpha=check_picture(path).alpha)
-        except InputError as error:
-            problems.append(str(error))
-    if problems:
-        more = f" (and {len(problems) - 1} more that cannot be used)" if problems[1:] else ""
-        raise InputError(problems[0] + more)
+
+    def __init__(self, sources: Sequence[Path], method: Denoiser | None, track: Track) -> None:
+        """Read them.
+
+        Args:
+            sources: the files.
+            method: for whom the noise is estimated; None for nobody.
+            track: progress.
+
+        Raises:
+            InputError: the first that cannot be read or written again, and how many more there are.
+        """
+        from denoise_tasks.pictures import check_ending, read_picture
+
+        self.sources = sources
+        self.sigmas: dict[Path, float] = {}
+        self.without_sigma: dict[Path, str] = {}
+        self._kept: dict[Path, Picture] = {}
+        problems, room = [], KEPT_PIXELS
+        for path in track(sources, "checking", len(sources)):
+            try:
+                picture = read_picture(path)
+                check_ending(path, alpha=picture.alpha is not None)
+            except InputError as error:
+                problems.append(str(error))
+                continue
+            if method is not None:
+                try:
+                    self.sigmas[path] = estimated_sigma(picture.pixels, method)
+                except InputError as error:
+                    self.without_sigma[path] = str(error)
+            room -= picture.pixels[..., 0].size
+            if room >= 0 or not self._kept:
+                self._kept[path] = picture
+        if problems:
+            more = f" (and {len(problems) - 1} more that cannot be used)" if problems[1:] else ""
+            raise InputError(problems[0] + more)
+
+    def __iter__(self) -> Iterator[Picture]:
+        """The pictures in order; each is forgotten when it has been given."""
+        from denoise_tasks.pictures import read_picture
+
+        for path in self.sources:
+            yield self._kept.pop(path) if path in self._kept else read_picture(path)
 
 
-def estimated_sigma(pixels: np.ndarray, task: str) -> float:
-    """Noise of the picture's middle in [0, 255] units.
-
-    Args:
-        pixels: float32 (H, W, C) in [0, 1].
-        task: what the network was trained for; only Gaussian noise is independent between pixels.
+def estimated_sigma(pixels: np.ndarray, method: Denoiser) -> float:
+    """Noise of the middle of a picture (H, W, C) in [0, 255] units, estimated as the method's noise is.
 
     Raises:
         InputError: a picture of a few pixels.
     """
-    from denoise_tasks.bm3d import estimate_sigma
-    from denoise_tasks.noise import centre
+    from denoise_tasks.noise import centre, estimate_sigma
 
-    return 255 * estimate_sigma(
-        centre(pixels, ESTIMATED_SIDE), "white" if task == "gaussian" else "camera"
-    )
+    return 255 * estimate_sigma(centre(pixels, ESTIMATED_SIDE), method.noise_kind)
 
 
-def level_warning(sigma: float, denoiser: Denoiser, how: str) -> str | None:
-    """What to tell a person whose pictures have another noise than the network was trained for.
+def in_image_units(sigma: float | None) -> float | None:
+    """A picture's noise as methods take it."""
+    return None if sigma is None else max(sigma, LEAST_SIGMA) / 255
 
-    Args:
-        sigma: of the pictures, in [0, 255] units.
-        denoiser: the network.
-        how: `given` or `estimated`.
+
+def levels(
+    sigma: float | Literal["auto"] | None, pictures: CheckedPictures, method: Denoiser
+) -> list[float | None]:
+    """The noise of every picture, of 255 grey levels, as far as it is known; warn where it does not suit.
+
+    Raises:
+        InputError: a method that needs the noise, and a picture whose noise cannot be estimated.
     """
-    if denoiser.sigma is None:
-        if how == "given":
-            return f"sigma {sigma:g} given, but the network was trained on real noise of any level"
-        return None
-    if abs(sigma - denoiser.sigma) <= LEVEL_TOLERANCE * denoiser.sigma:
-        return None
-    direction = "too much is removed" if sigma < denoiser.sigma else "noise will be left"
-    return f"noise of sigma {sigma:.3g} {how}, the network was trained for {denoiser.sigma:g}: {direction}"
-
-
-def warn_about_levels(
-    config: DenoiseConfig, sources: Sequence[Path], denoiser: Denoiser
-) -> list[str]:
-    """Say on the standard error where the pictures' noise is not the network's; return what was said."""
-    stated = config.stated_sigma()
-    said: list[str | None] = []
-    if stated is not None:
-        said.append(level_warning(stated, denoiser, "given"))
-    elif config.sigma == "auto":
-        for path in bar(sources, "estimating the noise", len(sources)):
-            try:
-                sigma = estimated_sigma(read_picture(path).pixels, denoiser.task)
-            except InputError as error:
-                said.append(f"{path}: {error}")
-                continue
-            if denoiser.sigma is None:
-                print(f"{path}: noise of about sigma {sigma:.3g}", file=sys.stderr)
-            warning = level_warning(sigma, denoiser, "estimated")
-            said.append(warning and f"{path}: {warning}")
-    warnings = [line for line in said if line is not None]
+    if sigma != "auto":
+        warning = None if sigma is None else method.level_warning(sigma, "given")
+        warnings = [warning] if warning else []
+        found: list[float | None] = [sigma] * len(pictures.sources)
+    else:
+        found = [pictures.sigmas.get(path) for path in pictures.sources]
+        warnings = [f"{path}: {reason}" for path, reason in pictures.without_sigma.items()]
+        if warnings and method.needs_sigma:
+            raise InputError(warnings[0])
+        for path, level in pictures.sigmas.items():
+            warning = method.level_warning(level, "estimated")
+            if warning:
+                warnings.append(f"{path}: {warning}")
+            elif method.noise_kind == "camera":
+                print(f"{path}: noise of about sigma {level:.3g}", file=sys.stderr)
     for line in warnings:
         print(f"warning: {line}", file=sys.stderr)
-    return warnings
+    return found
 
 
 def denoise_files(config: DenoiseConfig) -> list[Path]:
@@ -250,68 +288,58 @@ def denoise_files(config: DenoiseConfig) -> list[Path]:
     Raises:
         InputError: something given cannot be used.
     """
+    assert config.out is not None
     pairs = plan(config.inputs, config.out, config.overwrite)
-    sources = [source for source, _ in pairs]
     # The network and its packages: only now, so that a mistyped name is answered at once.
-    from denoise_tasks.apply import denoise_pixels
-    from denoise_tasks.inference import load_denoiser
-    from img2img_recon.training.trainer import pick_device
+    from denoise_tasks.pictures import write_picture
 
-    denoiser, device = load_denoiser(config.run), pick_device(config.accelerator)
-    check_pictures(sources)
+    method = config.make()
+    estimates = method if config.sigma == "auto" else None
+    pictures = CheckedPictures([source for source, _ in pairs], estimates, config.track)
+    sigmas = levels(config.sigma, pictures, method)
     writable_folder(config.out, "--out")
-    warn_about_levels(config, sources, denoiser)
-    for source, target in bar(pairs, "denoising", len(pairs)):
-        picture = read_picture(source)
-        denoised = denoise_pixels(
-            denoiser,
-            picture.pixels,
-            device=device,
-            self_ensemble=config.self_ensemble,
-            tile_batch=config.tile_batch,
-        )
+    jobs = zip(pairs, pictures, sigmas, strict=True)
+    for (_, target), picture, sigma in config.track(jobs, "denoising", len(pairs)):
+        denoised = method.denoise(picture.pixels, in_image_units(sigma))
         write_picture(target, denoised, picture, config.overwrite)
     return [target for _, target in pairs]
 
 
-def denoise_benchmark(config: BenchmarkConfig) -> Path:
-    """Denoise the blocks of the SIDD benchmark, write the submission and check it.
+def denoise_benchmark(config: DenoiseConfig) -> Path:
+    """Denoise the blocks of the SIDD benchmark and write the submission.
 
     Raises:
         InputError: something given cannot be used.
     """
     import numpy as np
 
-    from denoise_tasks import sidd
+    from denoise_tasks import sidd_benchmark as sidd
 
+    assert config.out is not None
+    assert config.sidd_benchmark is not None
     sidd.check_submission_path(config.out, config.overwrite)
     noisy = sidd.read_benchmark(config.sidd_benchmark)
-    from denoise_tasks.apply import denoise_pixels
-    from denoise_tasks.inference import load_denoiser
-    from img2img_recon.training.trainer import pick_device
-
-    denoiser, device = load_denoiser(config.run), pick_device(config.accelerator)
-    if denoiser.sigma is not None:
+    method = config.make()
+    if method.in_chans not in (None, 3):
+        raise InputError(f"--run: {config.run} takes grey pictures, the benchmark is in colour")
+    if method.noise_kind == "white":
         print(
-            f"warning: the network was trained on Gaussian noise of sigma {denoiser.sigma:g}, "
-            "the benchmark has real noise",
+            f"warning: {method.name} was trained on Gaussian noise, the benchmark has real noise",
             file=sys.stderr,
         )
-    if denoiser.in_chans != 3:
-        raise InputError(f"--run: {config.run} takes grey pictures, the benchmark is in colour")
     writable_folder(config.out.parent, "--out")
     denoised = np.empty_like(noisy)
-    places = list(np.ndindex(noisy.shape[:2]))
     begin = time.perf_counter()
-    for place in bar(places, "denoising", len(places)):
-        output = denoise_pixels(
-            denoiser,
-            noisy[place].astype(np.float32) / 255,
-            device=device,
-            self_ensemble=config.self_ensemble,
-            tile_batch=config.tile_batch,
-        )
-        denoised[place] = sidd.to_bytes(output)
+    # An image's blocks at a time, so that methods with a pool of processes can use it.
+    for image in config.track(range(len(noisy)), "denoising", len(noisy)):
+        blocks = list(noisy[image].astype(np.float32) / 255)
+        sigmas = [
+            in_image_units(
+                estimated_sigma(block, method) if config.sigma == "auto" else config.sigma
+            )
+            for block in blocks
+        ]
+        denoised[image] = sidd.to_bytes(np.stack(method.denoise_many(blocks, sigmas)))
     seconds = time.perf_counter() - begin
     megapixels = noisy[..., 0].size / 2**20  # the board's
     sidd.write_submission(config.out, denoised, seconds / megapixels, config.overwrite)
@@ -320,30 +348,19 @@ def denoise_benchmark(config: BenchmarkConfig) -> Path:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Denoise files, or make or check a submission, as the command line says."""
-    given = underscore_flags(sys.argv[1:] if words is None else words)
-    flags = {word[2:].partition("=")[0] for word in given if word.startswith("--")}
-    if VALIDATE_FLAG in flags:
-        validate(parse_config(ValidateConfig, given).validate_submission)
-    elif BENCHMARK_FLAG in flags:
-        validate(denoise_benchmark(parse_config(BenchmarkConfig, given)))
-    else:
-        description = (
-            "Denoise picture files with a trained network. With "
-            f"--{BENCHMARK_FLAG} BenchmarkNoisyBlocksSrgb.mat in the place of files, make a submission "
-            f"to the SIDD benchmark; with --{VALIDATE_FLAG} FILE, check one."
-        )
-        config = parse_config(DenoiseConfig, given, description=description)
+    config = parse_config(DenoiseConfig, words)
+    submission = config.validate_submission
+    if config.inputs:
         written = denoise_files(config)
         what = written[0] if len(written) == 1 else f"{len(written)} pictures in {config.out}"
         print(f"denoised: {what}")
+        return
+    if submission is None:
+        submission = denoise_benchmark(config)
+    from denoise_tasks.sidd_benchmark import validate_submission
 
-
-def validate(path: Path) -> None:
-    """Check a submission and say what it holds."""
-    from denoise_tasks import sidd
-
-    sidd.validate_submission(path)
-    print(f"valid submission: {path}")
+    validate_submission(submission)
+    print(f"valid submission: {submission}")
 
 
 if __name__ == "__main__":

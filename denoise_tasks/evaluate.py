@@ -1,6 +1,7 @@
-"""Score trained denoisers and BM3D on the same noise.
+"""Score trained denoisers and classical methods on the same noise.
 
-python denoise_tasks/evaluate.py --run RUN [--run RUN ...] [--bm3d] --data_path FOLDER --sigma 15 25 30 50
+python denoise_tasks/evaluate.py --run RUN [--run RUN ...] [--method tv ...] --data_path FOLDER --sigma 15 25 30 50
+python denoise_tasks/evaluate.py --run RUN --method bm3d --data_path FOLDER_OF_PAIRS
 python denoise_tasks/evaluate.py --run RUN --sidd_validation NOISY.mat GT.mat
 """
 
@@ -10,187 +11,206 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from rich.console import Console
-from rich.table import Table
-
-from denoise_tasks.evaluation import (
-    PROTOCOL_NOTES,
-    SSIM_SETTINGS,
-    Case,
-    Result,
-    block_cases,
-    gaussian_cases,
-    pair_cases,
-    score_cases,
-    to_csv,
-    to_json,
-    to_markdown,
-)
-from denoise_tasks.experiment import gaussian_split, pairs_split
-from denoise_tasks.inference import Denoiser, load_denoiser
-from denoise_tasks.noise import Protocol, check_sigma
-from denoise_tasks.panels import denoising_panel
-from denoise_tasks.pictures import check_picture, list_pictures
-from denoise_tasks.sidd import list_pairs, list_sidd, read_validation
-from img2img_recon.figures import label_of
+from denoise_tasks.task import Protocol
 from img2img_recon.support.cli import flag, parse_config, run_script
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import atomic_path, writable_folder, write_json
 from img2img_recon.support.progress import bar, silent
-from img2img_recon.training.runner import say
-from img2img_recon.training.trainer import pick_device
+from img2img_recon.support.types import GreyLevels, PositiveInt
+from img2img_recon.training.options import Accelerator
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from denoise_tasks.methods import Denoiser, TrainedDenoiser
+    from denoise_tasks.scoring import Case, Result
 
 OUTPUTS = ("results.json", "results.csv", "results.md")
-SPLIT_KEYS = ("data_path", "pairs", "val_scenes", "val_share", "test_share", "split_seed")
+SPLIT_KEYS = ("data_path", "val_scenes", "val_share", "test_share", "split_seed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Denoise images with any number of runs and BM3D, score and draw them."""
+    """Denoise images with any number of runs and methods, score and draw them."""
 
-    run: tuple[Path, ...] = flag((), help="run folder or checkpoint; may be given several times")
-    bm3d: bool = flag(False, help="score BM3D too (seconds an image)")
-    bm3d_variant: tuple[Literal["cbm3d", "channelwise"], ...] = flag(
-        ("cbm3d",), help="cbm3d, or the weaker call of the paper, or both"
+    run: tuple[Path, ...] = flag(
+        (), help="run folder or checkpoint; may be given several times", basic=True
     )
-    bm3d_sigma: Literal["given", "oracle", "estimated"] = flag(
-        "given", help="what BM3D is told: the noise added (real noise: oracle), or an estimate"
+    method: tuple[str, ...] = flag(
+        (),
+        help="classical methods beside them: bm3d (seconds an image), bm3d_channelwise (the paper's weaker "
+        "call), tv; may be given several times",
+        basic=True,
     )
-    bm3d_images: int | None = flag(None, help="BM3D only on the first so many images")
+    method_sigma: Literal["given", "oracle", "estimated"] = flag(
+        "given",
+        help="what classical methods are told: the noise added (real noise: oracle), or an estimate",
+    )
+    slow_images: PositiveInt | None = flag(
+        None, help="slow methods (BM3D) only on the first so many images"
+    )
     data_path: Path | None = flag(
-        None, help="folder of clean images, or SIDD's folder (--task sidd runs)"
+        None,
+        help="folder of clean images (with --sigma), or SIDD's folder or one of noisy/clean pairs",
+        group="data",
+        basic=True,
     )
-    pairs: Path | None = flag(None, help="folder of noisy/clean pairs")
-    sidd_validation: tuple[Path, ...] | None = flag(
-        None, help="ValidationNoisyBlocksSrgb.mat ValidationGtBlocksSrgb.mat"
+    sidd_validation: tuple[Path, Path] | None = flag(
+        None, help="ValidationNoisyBlocksSrgb.mat ValidationGtBlocksSrgb.mat", group="data"
     )
     split: Literal["all", "val", "test"] = flag(
-        "all", help="val or test: only what the runs left out of their training, found as they did"
+        "all",
+        help="val or test: only what the runs left out of their training, found as they did",
+        group="data",
+        basic=True,
     )
-    sigma: tuple[float, ...] | None = flag(None, help="noise levels, of 255 grey levels")
+    sigma: tuple[GreyLevels, ...] = flag(
+        (), help="noise levels to add, of 255 grey levels", group="data", basic=True
+    )
     protocol: Protocol | None = flag(
-        None, help="paper or standard (default); see denoise_tasks/noise.py"
+        None, help="paper or standard (default); see denoise_tasks/noise.py", group="data"
     )
-    limit: int | None = flag(None, help="at most so many images")
-    self_ensemble: bool = flag(False, help="mean over the eight flips and quarter turns")
-    out: Path = flag(Path("evaluation"), help="folder for tables and panels")
+    limit: PositiveInt | None = flag(None, help="at most so many images", group="data", basic=True)
+    self_ensemble: bool = flag(
+        False, help="mean over the eight flips and quarter turns (networks)", basic=True
+    )
+    out: Path = flag(Path("evaluation"), help="folder for tables and panels", basic=True)
     panels: int = flag(4, help="panels per noise level")
-    workers: int | None = flag(None, help="processes for BM3D")
-    accelerator: str = flag("auto", help="auto, cpu or gpu")
-    overwrite: bool = flag(False, help="replace earlier results in --out")
-    progress: bool = flag(True, help="progress bars")
+    num_workers: PositiveInt | None = flag(
+        None, help="processes for slow methods; default: one per core", group="cluster"
+    )
+    accelerator: Accelerator = flag("auto", help="where networks run", group="cluster", basic=True)
+    overwrite: bool = flag(False, help="replace earlier results in --out", basic=True)
+    progress: bool = flag(True, help="progress bars", basic=True)
 
     def __post_init__(self) -> None:
-        given = [
-            n for n in ("data_path", "pairs", "sidd_validation") if getattr(self, n) is not None
-        ]
-        if len(given) != 1:
-            raise InputError(
-                "give one of --data_path, --pairs and --sidd_validation"
-                + (f", not {' and '.join('--' + name for name in given)}" if given else "")
-            )
-        if not self.run and not self.bm3d:
-            raise InputError("--run: nothing to evaluate; give a run folder, or --bm3d")
-        if self.sidd_validation is not None and len(self.sidd_validation) != 2:
-            raise InputError("--sidd_validation: two files are needed, NOISY.mat GT.mat")
-        if self.data_path is None:
-            for name in ("sigma", "protocol"):
-                if getattr(self, name) is not None:
-                    raise InputError(f"--{name}: only with --data_path; --{given[0]} is real noise")
+        if (self.data_path is None) == (self.sidd_validation is None):
+            raise InputError("give either --data_path or --sidd_validation")
+        if not self.run and not self.method:
+            raise InputError("--run: nothing to evaluate; give a run folder, or --method, as tv")
+        if not self.sigma and self.protocol is not None:
+            raise InputError("--protocol: only with --sigma; what is scored has real noise")
+        if self.sidd_validation is not None and self.sigma:
+            raise InputError("--sigma: only with --data_path; --sidd_validation is real noise")
         if self.sidd_validation is not None and self.split != "all":
             raise InputError(f"--split: given {self.split}, the validation blocks have no split")
-        for sigma in self.sigma or ():
-            check_sigma(sigma)
-        for name in ("limit", "bm3d_images", "workers"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise InputError(f"--{name}: given {number}, allowed: 1 or more")
 
 
-def load_runs(sources: Sequence[Path]) -> dict[str, Denoiser]:
-    """Denoisers by run name.
+def make_methods(config: EvaluateConfig) -> tuple[list[TrainedDenoiser], list[Denoiser]]:
+    """The runs, and all methods with them first.
 
     Raises:
-        InputError: a run twice, or one that cannot be loaded.
+        InputError: a name twice, a method or run that there is not, or networks of different channels.
     """
-    loaded: dict[str, Denoiser] = {}
-    for source in sources:
-        name = source.resolve().name
-        if name in loaded:
-            raise InputError(f"--run: {name} is given twice; rename one of the folders")
-        loaded[name] = load_denoiser(source)
-    if len({denoiser.in_chans for denoiser in loaded.values()}) > 1:
-        channels = ", ".join(f"{name}: {d.in_chans}" for name, d in loaded.items())
+    from denoise_tasks.methods import load_run, make_method
+
+    options: dict[str, Any] = {
+        "accelerator": config.accelerator,
+        "self_ensemble": config.self_ensemble,
+    }
+    runs = [load_run(source, **options) for source in config.run]
+    methods = [*runs, *(make_method(word, **options) for word in config.method)]
+    names = [method.name for method in methods]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"--run, --method: {name} is given twice; rename one of the folders")
+    if len({method.in_chans for method in methods} - {None}) > 1:
+        channels = ", ".join(f"{method.name}: {method.in_chans}" for method in methods)
         raise InputError(f"--run: runs of different numbers of channels ({channels})")
-    return loaded
+    return runs, methods
 
 
-def find_cases(config: EvaluateConfig, runs: dict[str, Denoiser]) -> list[tuple[str, list[Case]]]:
+def find_cases(
+    config: EvaluateConfig, runs: Sequence[TrainedDenoiser]
+) -> list[tuple[str, list[Case]]]:
     """Titles and cases, one entry per noise level; every file is read once to find the broken ones.
 
     Raises:
         InputError: data that cannot be used, or none.
     """
-    levels = _find_cases(config, runs)
+    channels = runs[0].in_chans if runs else 3
+    if config.split != "all":
+        check_same_split(config, runs)
+    if config.sidd_validation is not None:
+        levels = _block_cases(config, channels)
+    elif config.sigma:
+        levels = _gaussian_cases(config, runs, channels)
+    else:
+        levels = _pair_cases(config, runs, channels)
     for title, cases in levels:
         if not cases:
             raise InputError(f"--split: {config.split} of {title} has no image in it")
     return levels
 
 
-def _find_cases(config: EvaluateConfig, runs: dict[str, Denoiser]) -> list[tuple[str, list[Case]]]:
-    first = next(iter(runs.values()), None)
-    channels = first.in_chans if first else 3
-    real = config.pairs is not None or (
-        first is not None and first.task == "sidd" and not config.sigma
-    )
-    if config.sidd_validation is not None:
-        if channels != 3:
-            raise InputError("--sidd_validation: colour blocks, but --run is a grey network")
-        cases = block_cases(*read_validation(*config.sidd_validation))
-        return [("SIDD validation blocks", cases[: config.limit])]
-    if config.split != "all":
-        check_same_split(config, runs)
-    if real:
+def _block_cases(config: EvaluateConfig, channels: int) -> list[tuple[str, list[Case]]]:
+    from denoise_tasks.scoring import block_cases
+    from denoise_tasks.sidd_benchmark import read_validation
+
+    assert config.sidd_validation is not None
+    if channels != 3:
+        raise InputError("--sidd_validation: colour blocks, but --run is a grey network")
+    cases = block_cases(*read_validation(*config.sidd_validation))
+    return [("SIDD validation blocks", cases[: config.limit])]
+
+
+def _pair_cases(
+    config: EvaluateConfig, runs: Sequence[TrainedDenoiser], channels: int
+) -> list[tuple[str, list[Case]]]:
+    from denoise_tasks.pairs import list_pairs
+    from denoise_tasks.pictures import check_picture
+    from denoise_tasks.scoring import pair_cases
+    from denoise_tasks.splits import pairs_split
+
+    folder = config.data_path
+    assert folder is not None
+    try:
         if config.split == "all":
-            pairs = list_pairs(config.pairs) if config.pairs else list_sidd(config.data_path)  # type: ignore[arg-type]
+            pairs = list_pairs(folder)
         else:
-            assert first is not None
-            stored = {key: first.config[key] for key in SPLIT_KEYS}
-            sides = pairs_split(**stored | {"data_path": config.data_path, "pairs": config.pairs})
+            stored = {key: runs[0].config[key] for key in SPLIT_KEYS}
+            sides = pairs_split(**stored | {"data_path": folder})
             pairs = sides[1 if config.split == "val" else 2]
-        pairs = pairs[: config.limit]
-        for pair in pairs:
-            check_picture(pair.noisy)
-            check_picture(pair.clean)
-        folder = config.pairs or config.data_path
-        return [(f"{folder.name}, real noise", pair_cases(pairs, channels))]  # type: ignore[union-attr]
-    if not config.sigma:
-        raise InputError("--sigma: needed with --data_path, e.g. --sigma 15 25 30 50")
-    assert config.data_path is not None
+    except InputError as error:
+        raise InputError(f"{error}; if its images are clean, give --sigma 15 25 50") from None
+    pairs = pairs[: config.limit]
+    for pair in pairs:
+        check_picture(pair.noisy)
+        check_picture(pair.clean)
+    return [(f"{folder.name}, real noise", pair_cases(pairs, channels))]
+
+
+def _gaussian_cases(
+    config: EvaluateConfig, runs: Sequence[TrainedDenoiser], channels: int
+) -> list[tuple[str, list[Case]]]:
+    from denoise_tasks.pictures import check_picture, list_pictures
+    from denoise_tasks.scoring import gaussian_cases
+    from denoise_tasks.splits import gaussian_split
+
+    folder = config.data_path
+    assert folder is not None
     if config.split == "all":
-        paths = list_pictures(config.data_path)
+        paths = list_pictures(folder)
     else:
-        assert first is not None
-        stored = {key: first.config[key] for key in ("val_share", "test_share", "split_seed")}
-        split = gaussian_split(config.data_path, **stored)
+        stored = {key: runs[0].config[key] for key in ("val_share", "test_share", "split_seed")}
+        split = gaussian_split(folder, **stored)
         paths = [source.path for source in getattr(split, config.split)]
     paths = paths[: config.limit]
     for path in paths:
         check_picture(path)
+    protocol = config.protocol or "standard"
     return [
         (
-            f"{config.data_path.name}, sigma {sigma:g}",
-            gaussian_cases(paths, config.data_path, channels, sigma, config.protocol or "standard"),
+            f"{folder.name}, sigma {sigma:g}",
+            gaussian_cases(paths, folder, channels, sigma, protocol),
         )
         for sigma in config.sigma
     ]
 
 
-def check_same_split(config: EvaluateConfig, runs: dict[str, Denoiser]) -> None:
+def check_same_split(config: EvaluateConfig, runs: Sequence[TrainedDenoiser]) -> None:
     """Make sure that `--split` means the same images for every run.
 
     Raises:
@@ -198,23 +218,40 @@ def check_same_split(config: EvaluateConfig, runs: dict[str, Denoiser]) -> None:
     """
     if not runs:
         raise InputError(f"--split: {config.split} needs a --run that says how the data were split")
-    (first, reference), *others = runs.items()
-    for name, denoiser in others:
+    first, *others = runs
+    for other in others:
         for key in SPLIT_KEYS:
-            if denoiser.config[key] != reference.config[key]:
+            if other.config[key] != first.config[key]:
                 raise InputError(
-                    f"--split: {first} and {name} were split differently "
-                    f"({key}: {reference.config[key]} and {denoiser.config[key]})"
+                    f"--split: {first.name} and {other.name} were split differently "
+                    f"({key}: {first.config[key]} and {other.config[key]})"
                 )
-    for key in ("data_path", "pairs"):
-        given = getattr(config, key)
-        if given is not None and str(given.resolve()) != reference.config[key]:
-            raise InputError(
-                f"--split: {config.split} of --{key} {given}, but {first} was trained on "
-                f"{reference.config[key]}; give that folder, or --split all"
-            )
-    if config.split == "test" and not reference.config["test_share"]:
-        raise InputError(f"--split: test, but {first} was trained with --test_share 0")
+    folder = config.data_path
+    if folder is not None and str(folder.resolve()) != first.config["data_path"]:
+        raise InputError(
+            f"--split: {config.split} of --data_path {folder}, but {first.name} was trained on "
+            f"{first.config['data_path']}; give that folder, or --split all"
+        )
+    if config.split == "test" and not first.config["test_share"]:
+        raise InputError(f"--split: test, but {first.name} was trained with --test_share 0")
+
+
+def notes(config: EvaluateConfig, run: TrainedDenoiser) -> list[str]:
+    """What to bear in mind about the scores of a run."""
+    found = []
+    other = [sigma for sigma in config.sigma if run.trained_sigma not in (None, sigma)]
+    if other:
+        levels = ", ".join(map("{:g}".format, other))
+        found.append(f"{run.name} was trained for sigma {run.trained_sigma:g}, not {levels}")
+    protocol, own = config.protocol or "standard", run.config["protocol"]
+    if run.task == "gaussian" and config.sigma and own != protocol:
+        found.append(
+            f"{run.name} was trained under the protocol {own}, and is scored under {protocol}"
+        )
+    folder = config.data_path
+    if config.split == "all" and folder and str(folder.resolve()) == run.config["data_path"]:
+        found.append(f"{run.name} was trained on images of {folder}; --split leaves those out")
+    return [f"note: {note}" for note in found]
 
 
 def evaluate(config: EvaluateConfig) -> list[Result]:
@@ -223,47 +260,24 @@ def evaluate(config: EvaluateConfig) -> list[Result]:
     Raises:
         InputError: something given cannot be used; nothing is written then.
     """
+    from denoise_tasks.figures import denoising_panel
+    from denoise_tasks.scoring import score_cases
+    from img2img_recon.training.runner import report
+
     taken = [name for name in OUTPUTS if (config.out / name).exists()]
     if taken and not config.overwrite:
         raise InputError(
             f"--out: {config.out / taken[0]} exists; give --overwrite or another folder"
         )
-    runs = load_runs(config.run)
+    runs, methods = make_methods(config)
     levels = find_cases(config, runs)
-    device = pick_device(config.accelerator)
     writable_folder(config.out, "--out")
-    for name, denoiser in runs.items():
-        other = [s for s in config.sigma or () if denoiser.sigma not in (None, s)]
-        if other:
-            say(
-                f"note: {name} was trained for sigma {denoiser.sigma:g}, not {', '.join(map('{:g}'.format, other))}"
-            )
-        if denoiser.task == "gaussian" and config.data_path is not None:
-            protocol, own = config.protocol or "standard", denoiser.config["protocol"]
-            if own != protocol:
-                say(
-                    f"note: {name} was trained under the protocol {denoiser.config['protocol']}, "
-                    f"and is scored under {protocol}"
-                )
-        for key in ("data_path", "pairs"):
-            given = getattr(config, key)
-            if config.split == "all" and given and str(given.resolve()) == denoiser.config[key]:
-                say(f"note: {name} was trained on images of {given}; --split leaves those out")
-    variants = {
-        "bm3d" if variant == "cbm3d" else "bm3d_channelwise": variant
-        for variant in (config.bm3d_variant if config.bm3d else ())
-    }
+    for run in runs:
+        for note in notes(config, run):
+            report(note)
     details = {
-        "runs": {
-            name: {
-                "model": denoiser.model,
-                "trained_for_sigma": denoiser.sigma,
-                "trained_under_protocol": denoiser.config["protocol"],
-                "parameters": sum(p.numel() for p in denoiser.module.parameters()),
-            }
-            for name, denoiser in runs.items()
-        },
-        "bm3d_sigma": config.bm3d_sigma if config.bm3d else None,
+        "methods": {method.name: method.details() for method in methods},
+        "method_sigma": config.method_sigma,
         "self_ensemble": config.self_ensemble,
         "split": config.split,
     }
@@ -271,7 +285,11 @@ def evaluate(config: EvaluateConfig) -> list[Result]:
     for title, cases in levels:
 
         def draw(
-            case: Case, images: dict[str, np.ndarray], clean: np.ndarray, title: str = title
+            number: int,
+            case: Case,
+            images: Mapping[str, np.ndarray],
+            clean: np.ndarray,
+            title: str = title,
         ) -> None:
             name = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{title} {Path(case.name).with_suffix('')}")
             denoising_panel(config.out / "panels" / f"{name}.png", images, clean, title=case.name)
@@ -280,33 +298,39 @@ def evaluate(config: EvaluateConfig) -> list[Result]:
             score_cases(
                 title,
                 cases,
-                runs,
-                bm3d_variants=variants,
-                bm3d_sigma=config.bm3d_sigma,
-                bm3d_images=config.bm3d_images,
-                device=device,
-                self_ensemble=config.self_ensemble,
-                workers=config.workers,
+                methods,
+                sigma_source=config.method_sigma,
+                slow_images=config.slow_images,
+                workers=config.num_workers,
                 draw=draw,
                 panels=config.panels,
                 track=bar if config.progress else silent,
             )
         )
         # After every level, so that an interruption does not cost the levels before it.
-        _write(config.out, results, details)
+        write_results(config.out, results, details)
     return results
 
 
-def _write(out: Path, results: Sequence[Result], details: Mapping[str, Any]) -> None:
+def write_results(out: Path, results: Sequence[Result], details: Mapping[str, Any]) -> None:
     """Write the tables."""
+    from denoise_tasks.scoring import to_csv, to_json, to_markdown
+    from img2img_recon.figures import label_of
+
     write_json(out / OUTPUTS[0], to_json(results, details))
     for name, text in ((OUTPUTS[1], to_csv(results)), (OUTPUTS[2], to_markdown(results, label_of))):
         with atomic_path(out / name) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
 
 
-def report(results: Sequence[Result], out: Path) -> None:
+def print_scores(results: Sequence[Result], out: Path) -> None:
     """Print the means."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from denoise_tasks.scoring import PROTOCOL_NOTES, SSIM_SETTINGS
+    from img2img_recon.figures import label_of
+
     console = Console()
     for result in results:
         table = Table(title=result.title, caption=PROTOCOL_NOTES[result.protocol])
@@ -328,7 +352,7 @@ def report(results: Sequence[Result], out: Path) -> None:
 def main(words: Sequence[str] | None = None) -> None:
     """The command line."""
     config = parse_config(EvaluateConfig, words)
-    report(evaluate(config), config.out)
+    print_scores(evaluate(config), config.out)
 
 
 if __name__ == "__main__":

@@ -332,7 +332,7 @@ def make_method(word: str, **options: Any) -> Denoiser:
 
     Args:
         word: the name or the path.
-        **options: of `TrainedDenoiser`, for a run.
+        **options: of `load_run`, for a run.
 
     Raises:
         InputError: neither, or what `load_run` says.
@@ -346,20 +346,27 @@ def make_method(word: str, **options: Any) -> Denoiser:
     return load_run(Path(word), **options)
 
 
-def load_run(source: Path, *, name: str | None = None, **options: Any) -> TrainedDenoiser:
+def load_run(
+    source: Path, *, name: str | None = None, accelerator: str = "auto", **options: Any
+) -> TrainedDenoiser:
     """The trained network of a run folder or a checkpoint file of denoise_tasks.
 
     Args:
         source: the folder or file.
         name: of the method; the folder's or file's by default.
+        accelerator: where it runs, as Lightning calls it.
         **options: of `TrainedDenoiser`.
 
     Raises:
-        InputError: no checkpoint, one of another task, or weights of another network.
+        InputError: no checkpoint, one of another task, weights of another network, or an accelerator that
+            is not here.
     """
     from denoise_tasks.task import TASKS
     from img2img_recon.trained import network_of, read_run
+    from img2img_recon.training.trainer import pick_device
 
+    device = pick_device(accelerator)
     config, checkpoint, path = read_run(source, TASKS, "denoise_tasks/train.py")
     network = network_of(config, checkpoint, path)
-    return TrainedDenoiser(network, config, name or Path(source).resolve().name, **options)
+    name = name or Path(source).resolve().name
+    return TrainedDenoiser(network, config, name, device=device, **options)

@@ -315,12 +315,12 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
         from denoise_tasks.figures import denoising_panel
         from denoise_tasks.methods import load_run, make_method
         from denoise_tasks.scoring import mean_scores, score_cases
-        from img2img_recon.training.trainer import pick_device
 
         config, run = prepared.config, prepared.run
-        device = pick_device(config.accelerator)
         # Validation images are centres of 256 x 256: no more tiles at once than one of them has.
-        network = load_run(run.path, name=config.model, device=device, tile_batch=1)
+        network = load_run(
+            run.path, name=config.model, accelerator=config.accelerator, tile_batch=1
+        )
         methods = [*map(make_method, self.baselines), network]
 
         def draw(

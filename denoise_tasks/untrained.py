@@ -1,86 +1,98 @@
 """Fit untrained networks to one picture, to noise and to their sum: what a network's structure knows.
 
-    python denoise_tasks/untrained.py --image PHOTO.jpg --out DIR
+    python denoise_tasks/untrained.py --image PHOTO.jpg --run DIR
     python denoise_tasks/untrained.py --short
 
-Writes to DIR: the three curves (curves.png, curves.csv), the strip of iterates (strip.png), every number
-(results.json), and each fit (fits/MODEL-TARGET.npz). Interrupted and started again, it goes on after the
-last finished fit. The defaults are the published settings (see untrained_study.py for what is published
-and what is our reading), which want a GPU; `--short` is a picture of 96 x 96 pixels, networks of 0.2 to
-0.5 M parameters and 300 iterations, for a laptop.
+Writes into a run folder: every number (metrics.json), the three curves (figures/curves.png, curves.csv), the
+strip of iterates (figures/strip.png), and each fit (fits/MODEL-TARGET.npz). Interrupted and started again, it
+goes on after the last finished fit. The defaults are the published settings (see untrained_study.py for what
+is published and what is our reading), which want a GPU; `--short` is a picture of 96 x 96 pixels, networks of
+0.2 to 0.5 M parameters and 300 iterations, for a laptop.
 """
 
 from __future__ import annotations
 
 import csv
-import json
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from img2img_recon.figures import label_of
 from img2img_recon.support.cli import flag, parse_config, run_script
 from img2img_recon.support.errors import InputError
-from img2img_recon.support.files import atomic_path, locked, writable_folder, write_json
+from img2img_recon.support.files import atomic_path, write_json
 from img2img_recon.support.progress import bar, silent
-from img2img_recon.training.run_folder import config_hash, environment
+from img2img_recon.support.types import GreyLevels, NonNegativeInt, PositiveFloat, PositiveInt
+from img2img_recon.training.options import Accelerator
+from img2img_recon.training.run_folder import RunFolder, config_hash
 
 if TYPE_CHECKING:
-    import torch
     from rich.table import Table
 
-    from denoise_tasks.untrained_figures import Fits
-    from denoise_tasks.untrained_study import Fit, Image, Scene, Settings
+    from denoise_tasks.untrained_study import Fits, Settings, Targets
 
-MODELS = ("img2img_mixer", "unet", "vit", "original_mixer")
+Model = Literal["img2img_mixer", "unet", "vit", "original_mixer"]
 FULL_SIZE, FULL_ITERATIONS = 256, 1501
 SHORT_SIZE, SHORT_ITERATIONS = 96, 300
-STUDY_FILE = "study.json"
-RESULT_FILES = ("results.json", "curves.csv", "curves.png", "strip.png")
-# How small a share of its variance is left when a target counts as fitted, in the table.
-FITTED_SHARE = 0.1
+OWN_FILES = ("config.json", "metrics.json", "curves.csv", "figures", "fits")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class UntrainedConfig:
     """Fit untrained networks to one picture, to noise and to their sum."""
 
     image: Path | None = flag(
-        None, help="a picture, colour is made grey; without it, scikit-image's `camera`"
-    )
-    out: Path | None = flag(None, help="folder to write; runs/untrained-HASH by default")
-    short: bool = flag(False, help="a small picture, small networks, few iterations: for a laptop")
-    models: tuple[str, ...] = flag(MODELS, help=f"which networks, of {', '.join(MODELS)}")
-    sigma: float | None = flag(
         None,
-        help="standard deviation of the noise, where 255 is the picture's maximum; without it, noise "
-        "of half the picture's norm, as published",
+        help="a picture, colour is made grey; default: scikit-image's camera",
+        group="data",
+        basic=True,
     )
-    iterations: int | None = flag(
-        None, help=f"steps of every fit; {FULL_ITERATIONS}, with --short {SHORT_ITERATIONS}"
+    run: Path | None = flag(None, help="folder to write; default: runs/untrained-HASH", basic=True)
+    short: bool = flag(
+        False, help="a small picture, small networks, few iterations: for a laptop", basic=True
     )
-    lr: float | None = flag(
-        None, help="first learning rate of all networks; without it each has its own"
+    model: tuple[Model, ...] = flag(
+        get_args(Model), help="which networks", group="network", basic=True
     )
-    seed: int = flag(1, help="of noise, input and first weights")
-    size: int | None = flag(
-        None, help=f"side of the square picture; {FULL_SIZE}, with --short {SHORT_SIZE}"
+    method: tuple[str, ...] = flag(
+        ("bm3d", "tv"), help="classical methods to compare with", basic=True
     )
-    accelerator: Literal["auto", "cpu", "gpu"] = flag("auto", help="where to compute")
-    progress: bool = flag(True, help="show progress bars")
-    overwrite: bool = flag(False, help="throw away the study that --out holds and start anew")
-
-    def __post_init__(self) -> None:
-        unknown = [model for model in self.models if model not in MODELS]
-        if unknown or not self.models:
-            given = unknown[0] if unknown else "none"
-            raise InputError(f"--models: given {given}, allowed: {', '.join(MODELS)}")
-        if self.sigma is not None:
-            from denoise_tasks.noise import check_sigma
-
-            check_sigma(self.sigma)
+    sigma: GreyLevels | None = flag(
+        None,
+        help="standard deviation of the noise, where 255 is the picture's maximum; default: noise of half "
+        "the picture's norm, as published",
+        group="data",
+        basic=True,
+    )
+    iterations: PositiveInt | None = flag(
+        None,
+        help=f"steps of every fit; default: {FULL_ITERATIONS}, with --short {SHORT_ITERATIONS}",
+        group="training",
+        basic=True,
+    )
+    lr: PositiveFloat | None = flag(
+        None,
+        help="first learning rate of all networks; default: each has its own",
+        group="training",
+        basic=True,
+    )
+    seed: NonNegativeInt = flag(
+        1, help="of noise, input and first weights", group="training", basic=True
+    )
+    size: PositiveInt | None = flag(
+        None,
+        help=f"side of the square picture; default: {FULL_SIZE}, with --short {SHORT_SIZE}",
+        group="data",
+        basic=True,
+    )
+    accelerator: Accelerator = flag("auto", help="where to compute", group="cluster", basic=True)
+    progress: bool = flag(True, help="progress bars", basic=True)
+    overwrite: bool = flag(
+        False, help="throw away the study that --run holds and start anew", basic=True
+    )
 
     def settings(self) -> Settings:
         """The study's settings, checked."""
@@ -90,8 +102,8 @@ class UntrainedConfig:
         if self.short:
             size, iterations = SHORT_SIZE, SHORT_ITERATIONS
         return Settings(
-            size=size if self.size is None else self.size,
-            iterations=iterations if self.iterations is None else self.iterations,
+            size=self.size or size,
+            iterations=self.iterations or iterations,
             sigma=self.sigma,
             lr=self.lr,
             seed=self.seed,
@@ -99,141 +111,36 @@ class UntrainedConfig:
         )
 
 
-def read_scene(image: Path | None, settings: Settings) -> Scene:
+def read_targets(image: Path | None, settings: Settings) -> Targets:
     """Read the picture, or take scikit-image's `camera`, and add the noise."""
-    from denoise_tasks.untrained_study import luminance, make_scene, square_picture
+    from denoise_tasks.pictures import read_picture
+    from denoise_tasks.untrained_study import make_targets, square_picture
 
     if image is None:
         import skimage.data
 
         pixels, name = skimage.data.camera()[..., None] / 255, "scikit-image's camera"
     else:
-        from denoise_tasks.pictures import read_picture
-
         pixels, name = read_picture(image).pixels, f"--image: {image}"
-    clean = square_picture(luminance(pixels), settings.size, name)
-    return make_scene(clean, settings.sigma, settings.seed)
+    return make_targets(square_picture(pixels, settings.size, name), settings.sigma, settings.seed)
 
 
-def check_folder(folder: Path, study: Mapping[str, Any], overwrite: bool) -> None:
-    """See that the folder is new or this study's; nothing in it is changed.
-
-    Args:
-        folder: where the study's files go.
-        study: what makes the study the study it is; a value that JSON can hold.
-        overwrite: the study that is there will be thrown away.
-
-    Raises:
-        InputError: a folder of another study (the first differing setting is named), or one that holds
-            files but no study.
-    """
-    record = folder / STUDY_FILE
-    wanted = json.loads(json.dumps(study))
-    if record.exists():
-        try:
-            stored = json.loads(record.read_text())
-        except (OSError, ValueError):
-            raise InputError(f"--out: {record} cannot be read; give another --out") from None
-        differing = sorted(
-            key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key)
-        )
-        if differing and not overwrite:
-            key = differing[0]
-            raise InputError(
-                f"--out: {folder} holds a study of other settings ({key}: {stored.get(key)!r} there, "
-                f"{wanted[key]!r} here); give another --out, the same flags, or --overwrite"
-            )
-    elif folder.is_dir() and any(not item.name.startswith(".") for item in folder.iterdir()):
-        raise InputError(
-            f"--out: {folder} holds files but no {STUDY_FILE}; give a new or empty folder"
-        )
+def holds_study(run: RunFolder) -> bool:
+    """Whether a folder is that of a study, of whatever settings."""
+    try:
+        return run.config().get("task") == "untrained"
+    except InputError:
+        return False
 
 
-def claim_folder(folder: Path, study: Mapping[str, Any], overwrite: bool) -> None:
-    """Make the folder this study's; call it when `check_folder` has found nothing, under the folder's lock.
-
-    Args:
-        folder: where the study's files go.
-        study: what makes the study the study it is.
-        overwrite: throw away the study that is there. Files that no study wrote are never touched.
-    """
-    if overwrite:
-        for path in (*(folder / "fits").glob("*.npz"), *(folder / n for n in RESULT_FILES)):
+def discard(run: RunFolder) -> None:
+    """Throw away the study that is in a folder; what no study wrote stays."""
+    for name in OWN_FILES:
+        path = run.path / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
             path.unlink(missing_ok=True)
-    writable_folder(folder / "fits", "--out")
-    write_json(folder / STUDY_FILE, json.loads(json.dumps(study)))
-
-
-def run_fits(
-    config: UntrainedConfig, settings: Settings, scene: Scene, folder: Path, device: torch.device
-) -> Fits:
-    """Make the fits that are missing; return all of the folder's finished networks, in the table's order."""
-    from denoise_tasks.untrained_study import TARGETS, fit_key, fit_network, load_fit, save_fit
-
-    fits: dict[str, dict[Any, Fit]] = {}
-    for model in MODELS:
-        by_target: dict[Any, Fit] = {}
-        for target in TARGETS:
-            path = folder / "fits" / f"{model}-{target}.npz"
-            key = fit_key(model, target, scene, settings)
-            fit = load_fit(path, key)
-            if fit is None and model in config.models:
-                track = bar if config.progress else silent
-                fit = fit_network(model, target, scene, settings, device=device, track=track)
-                save_fit(path, fit, key)
-            if fit is not None:
-                by_target[target] = fit
-        # A network of an earlier call belongs to the study too, once its three fits are there.
-        if len(by_target) == len(TARGETS):
-            fits[model] = by_target
-    return fits
-
-
-def collect_results(
-    fits: Fits, scene: Scene, bm3d: Image, settings: Settings, picture: str
-) -> dict[str, Any]:
-    """Every number of the study; errors are in units of the picture's maximum, PSNR in dB."""
-    from denoise_tasks.untrained_study import CONTENDERS, PUBLISHED_BM3D_PSNR, psnr_of
-
-    def mse(image: Image) -> float:
-        return float(((image.astype("float64") - scene.image) ** 2).mean())
-
-    models: dict[str, Any] = {}
-    for model, by_target in fits.items():
-        noisy = by_target["noisy"]
-        models[model] = {
-            "network": CONTENDERS[model].zoo_name,
-            "options": settings.network_config(model),
-            "parameters": noisy.parameters,
-            "lr": settings.lr_of(model),
-            "best_psnr": noisy.best_psnr,
-            "best_iteration": noisy.best_iteration,
-            "last_psnr": psnr_of(float(noisy.mse_reference[-1])),
-            "published_best_psnr": CONTENDERS[model].published_psnr,
-            "targets": {
-                target: {
-                    "first_mse": float(fit.mse_target[0]),
-                    "last_mse": float(fit.mse_target[-1]),
-                    "fitted_iteration": fit.iterations_to(
-                        FITTED_SHARE * float(scene.target(target).var())
-                    ),
-                    "seconds": fit.seconds,
-                }
-                for target, fit in by_target.items()
-            },
-        }
-    return {
-        "picture": picture,
-        "settings": asdict(settings),
-        "halve_every": settings.halve_every,
-        "shown_iterations": settings.shown_iterations,
-        "fitted_share": FITTED_SHARE,
-        "noise_sigma": 255 * scene.noise_std,
-        "noisy_psnr": psnr_of(mse(scene.noisy)),
-        "bm3d": {"best_psnr": psnr_of(mse(bm3d)), "published_best_psnr": PUBLISHED_BM3D_PSNR},
-        "models": models,
-        "environment": environment(),
-    }
 
 
 def write_curves(path: Path, fits: Fits) -> None:
@@ -255,7 +162,7 @@ def write_curves(path: Path, fits: Fits) -> None:
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
-    """One row per network, and rows for BM3D and for doing nothing."""
+    """One row per network, and rows for the methods and for doing nothing."""
     from rich.table import Table
 
     table = Table(title=f"{results['picture']}, noise of sigma {results['noise_sigma']:.1f}")
@@ -281,65 +188,70 @@ def results_table(results: Mapping[str, Any]) -> Table:
             *("-" if step is None else str(step) for step in fitted),
             f"{row['published_best_psnr']:.1f}",
         )
-    bm3d = results["bm3d"]
-    table.add_row(
-        label_of("bm3d"),
-        "",
-        f"{bm3d['best_psnr']:.2f}",
-        *[""] * 4,
-        f"{bm3d['published_best_psnr']:.1f}",
-    )
+    for name, row in results["methods"].items():
+        published = row["published_best_psnr"]
+        said = "" if published is None else f"{published:.1f}"
+        table.add_row(label_of(name), "", f"{row['best_psnr']:.2f}", *[""] * 4, said)
     table.add_row("noisy", "", f"{results['noisy_psnr']:.2f}", *[""] * 5)
     return table
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Check, fit, draw, print the table."""
-    config = parse_config(UntrainedConfig, words)
+def study(config: UntrainedConfig) -> dict[str, Any]:
+    """Fit what is missing, draw, and write every number.
+
+    Raises:
+        InputError: something given cannot be used; nothing is written then.
+    """
+    from denoise_tasks.methods import make_method
+    from denoise_tasks.untrained_figures import curves_figure, strip_figure
+    from denoise_tasks.untrained_study import collect_results, run_fits
+    from img2img_recon.training.runner import report
     from img2img_recon.training.trainer import pick_device
 
-    settings = config.settings()
-    device = pick_device(config.accelerator)
-    scene = read_scene(config.image, settings)
-    study = asdict(settings) | {"picture": scene.digest}
-    folder = config.out or Path("runs") / f"untrained-{config_hash(study)}"
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out: {folder} is a file, expected a folder")
-    check_folder(folder, study, config.overwrite)
-    writable_folder(folder, "--out")
-    with locked(folder / ".lock", 0, f"--out: another process is working in {folder}"):
-        check_folder(folder, study, config.overwrite)
-        claim_folder(folder, study, config.overwrite)
-        _run(config, settings, scene, folder, device)
+    settings, device = config.settings(), pick_device(config.accelerator)
+    methods = [make_method(word, accelerator=config.accelerator) for word in config.method]
+    targets = read_targets(config.image, settings)
+    content = settings.identity(targets)
+    run = RunFolder(config.run or Path("runs") / f"untrained-{config_hash(content)}")
+    anew = config.overwrite and holds_study(run)
+    if not anew:
+        run.claim(content, dry=True)
+    with run.locked():
+        if anew:
+            discard(run)
+        run.claim(content)
+        run.remove_leftovers()
+        picture = "scikit-image's camera" if config.image is None else config.image.name
+        report(f"picture: {picture}, {settings.size} x {settings.size}; writing to {run.path}")
+        track = bar if config.progress else silent
+        fits = run_fits(
+            config.model, targets, settings, run.path / "fits", device=device, track=track
+        )
+        denoised = {
+            method.name: method.denoise(targets.noisy[..., None], targets.noise_std)[..., 0]
+            for method in methods
+        }
+        results = collect_results(fits, targets, denoised, settings, picture)
+        write_curves(run.path / "curves.csv", fits)
+        curves_figure(run.figures / "curves.png", fits, targets, denoised)
+        shown = settings.shown_iterations
+        strip_figure(run.figures / "strip.png", fits, targets, denoised, shown)
+        write_json(run.metrics_file, results)
+    return results
 
 
-def _run(
-    config: UntrainedConfig, settings: Settings, scene: Scene, folder: Path, device: torch.device
-) -> None:
-    """Fit, draw and tell, in a folder that is this study's."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Check, fit, draw, print the table."""
     from rich.console import Console
 
-    picture = "scikit-image's camera" if config.image is None else config.image.name
-    notes = Console(stderr=True)
-    notes.print(f"picture: {picture}, {settings.size} x {settings.size}; writing to {folder}")
-    fits = run_fits(config, settings, scene, folder, device)
-
-    from denoise_tasks.bm3d import denoise
-    from denoise_tasks.untrained_figures import curves_figure, strip_figure
-
-    bm3d = denoise(scene.noisy, scene.noise_std)
-    results = collect_results(fits, scene, bm3d, settings, picture)
-    write_curves(folder / "curves.csv", fits)
-    curves_figure(folder / "curves.png", fits, scene, bm3d)
-    strip_figure(folder / "strip.png", fits, scene, bm3d, settings.shown_iterations)
-    write_json(folder / "results.json", results)
+    results = study(parse_config(UntrainedConfig, words))
     # Into a file or a pipe a table of figures must not be folded at a terminal's width.
     console = Console() if sys.stdout.isatty() else Console(width=140)
     console.print(results_table(results))
     console.print(
-        f"PSNR on outputs that are not clipped, data range 1. Fitted: {FITTED_SHARE:.0%} of the target's "
-        f"variance left; -: not in {settings.iterations} iterations. Published: full-size networks, "
-        "another picture of 256 x 256.",
+        f"PSNR on outputs that are not clipped, data range 1. Fitted: {results['fitted_share']:.0%} of the "
+        f"target's variance left; -: not in {results['iterations']} iterations. Published: full-size "
+        "networks, another picture of 256 x 256.",
         style="dim",
     )
 

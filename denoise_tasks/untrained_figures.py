@@ -7,20 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from denoise_tasks.untrained_study import TARGET_LABELS, TARGETS, Fit, Image, Scene, Target, psnr_of
-from img2img_recon.figures import DOTS_PER_INCH, label_of
-from img2img_recon.support.errors import InputError
-from img2img_recon.support.files import atomic_path
+from denoise_tasks.untrained_study import (
+    TARGET_LABELS,
+    TARGETS,
+    Fits,
+    Image,
+    Targets,
+    mse_of,
+    psnr_of,
+)
+from img2img_recon.figures import label_of, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-Fits = Mapping[str, Mapping[Target, Fit]]
 
 STRIP_CELL_INCHES = 1.35
+STYLES = ("--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 COLOURS = {
     "img2img_mixer": "tab:red",
     "unet": "tab:blue",
@@ -29,7 +32,7 @@ COLOURS = {
 }
 
 
-def curves_figure(path: Path, fits: Fits, scene: Scene, bm3d: Image) -> None:
+def curves_figure(path: Path, fits: Fits, targets: Targets, denoised: Mapping[str, Image]) -> None:
     """Draw the three curves: error against iteration, a panel per target and a line per network.
 
     Both axes are logarithmic, iterations are counted from 1 for that. Picture and noise are compared with
@@ -38,13 +41,13 @@ def curves_figure(path: Path, fits: Fits, scene: Scene, bm3d: Image) -> None:
     Args:
         path: the PNG to write.
         fits: of every network, by target.
-        scene: picture and noise.
-        bm3d: BM3D's result on the sum, (H, W).
+        targets: picture and noise.
+        denoised: what methods make of the sum, (H, W), by name.
 
     Raises:
         InputError: the file cannot be written.
     """
-    figure = _new_figure(13.5, 4.2)
+    figure = new_figure(13.5, 4.2)
     axes = figure.subplots(1, 3)
     for axis, target in zip(axes, TARGETS, strict=True):
         for model, by_target in fits.items():
@@ -55,11 +58,11 @@ def curves_figure(path: Path, fits: Fits, scene: Scene, bm3d: Image) -> None:
             if target == "noisy":
                 best = by_target[target].best_iteration
                 axis.plot(steps[best], curve[best], "o", color=colour, markersize=5)
-        flat = float(scene.reference(target).var())
+        flat = float(targets.reference(target).var())
         axis.axhline(flat, color="0.6", linestyle=":", linewidth=1, label="one flat grey")
         if target == "noisy":
-            for name, image, style in (("noisy", scene.noisy, "--"), ("bm3d", bm3d, "-.")):
-                error = _mse(image, scene.image)
+            for number, (name, image) in enumerate({"noisy": targets.noisy, **denoised}.items()):
+                error, style = mse_of(image, targets.image), STYLES[number % len(STYLES)]
                 axis.axhline(error, color="k", linestyle=style, linewidth=1, label=label_of(name))
         compared = "noise" if target == "noise" else "clean image"
         axis.set_title(f"fitted to {TARGET_LABELS[target]}", fontsize=10)
@@ -71,42 +74,45 @@ def curves_figure(path: Path, fits: Fits, scene: Scene, bm3d: Image) -> None:
             _psnr_axis(axis)
     axes[2].legend(fontsize=7, loc="best")
     figure.tight_layout()
-    _write(figure, path)
+    save_figure(figure, path)
 
 
 def strip_figure(
-    path: Path, fits: Fits, scene: Scene, bm3d: Image, iterations: tuple[int, ...]
+    path: Path,
+    fits: Fits,
+    targets: Targets,
+    denoised: Mapping[str, Image],
+    iterations: tuple[int, ...],
 ) -> None:
     """Draw what the networks show on their way to picture plus noise, a row per network.
 
-    The first row is the clean picture, the noisy one and BM3D's; the last column is the best iterate.
+    The first row is the clean picture, the noisy one and what methods make of it; the last column is the best iterate.
     All are drawn in the window from 0 to 1, with the PSNR to the clean picture under each.
 
     Args:
         path: the PNG to write.
         fits: of every network, by target.
-        scene: picture and noise.
-        bm3d: BM3D's result, (H, W).
+        targets: picture and noise.
+        denoised: what methods make of the sum, (H, W), by name.
         iterations: which iterations the fits have kept.
 
     Raises:
         InputError: the file cannot be written.
     """
-    columns = max(len(iterations) + 1, 3)
+    first_row = {"clean": targets.image, "noisy": targets.noisy, **denoised}
+    columns = max(len(iterations) + 1, len(first_row))
     cell = STRIP_CELL_INCHES
-    figure = _new_figure(columns * cell + 0.3, (len(fits) + 1) * (cell + 0.36))
+    figure = new_figure(columns * cell + 0.3, (len(fits) + 1) * (cell + 0.36))
     axes = figure.subplots(len(fits) + 1, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for axis, (name, image) in zip(
-        axes[0], {"clean": scene.image, "noisy": scene.noisy, "BM3D": bm3d}.items(), strict=False
-    ):
-        _cell(axis, image, scene.image, name)
+    for axis, (name, image) in zip(axes[0], first_row.items(), strict=False):
+        _cell(axis, image, targets.image, label_of(name))
     for row, (model, by_target) in zip(axes[1:], fits.items(), strict=True):
         fit = by_target["noisy"]
         for axis, image, iteration in zip(row, fit.shown, iterations, strict=False):
-            _cell(axis, image, scene.image, f"iteration {iteration}")
-        _cell(row[len(iterations)], fit.best, scene.image, f"best: {fit.best_iteration}")
+            _cell(axis, image, targets.image, f"iteration {iteration}")
+        _cell(row[len(iterations)], fit.best, targets.image, f"best: {fit.best_iteration}")
         row[0].text(
             -0.06,
             0.5,
@@ -125,19 +131,15 @@ def strip_figure(
         wspace=0.04,
         hspace=0.3,
     )
-    _write(figure, path)
+    save_figure(figure, path)
 
 
 def _cell(axis: Axes, image: Image, clean: Image, title: str) -> None:
     axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axis.set_title(title, fontsize=7, pad=2)
-    error = _mse(image, clean)
+    error = mse_of(image, clean)
     score = f"{psnr_of(error):.1f} dB" if error else ""
     axis.text(0.5, -0.02, score, transform=axis.transAxes, ha="center", va="top", fontsize=7)
-
-
-def _mse(image: NDArray[np.floating], reference: NDArray[np.floating]) -> float:
-    return float(np.mean(np.square(image.astype(np.float64) - reference)))
 
 
 def _psnr_axis(axis: Axes) -> Axes:
@@ -149,21 +151,3 @@ def _psnr_axis(axis: Axes) -> Axes:
     right.tick_params(labelsize=8)
     right.set_ylabel("PSNR (dB)", fontsize=9)
     return right
-
-
-def _new_figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # Without pyplot: no figure is registered globally and no display is ever asked for.
-    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _write(figure: Figure, path: Path) -> None:
-    try:
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None

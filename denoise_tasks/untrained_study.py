@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -34,13 +34,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from denoise_tasks.noise import image_units
+from denoise_tasks.noise import centre, image_units
+from denoise_tasks.pixel_store import with_channels
 from img2img_recon.figures import label_of
 from img2img_recon.networks.zoo import build_model, model_config
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import atomic_path
 from img2img_recon.support.progress import Track, silent
-from img2img_recon.training.run_folder import config_hash
 
 Image = NDArray[np.float32]
 Target = Literal["image", "noise", "noisy"]
@@ -50,12 +50,13 @@ TARGET_LABELS: dict[Target, str] = {"image": "image", "noise": "noise", "noisy":
 NOISE_NORM_RATIO = 0.5
 # What the U-Net's four poolings and the patches of 4 need.
 MIN_SIZE, SIZE_MULTIPLE = 32, 4
-LUMINANCE = (0.299, 0.587, 0.114)
+# How small a share of its variance is left when a target counts as fitted.
+FITTED_SHARE = 0.1
 # Shown from every fit, and these shares of the way to its last iteration.
 SHOWN_FIRST, SHOWN_SHARES = (0, 10, 50, 100), (7 / 15, 11 / 15, 1.0)
 
 
-class Contender(NamedTuple):
+class StudyNetwork(NamedTuple):
     """One network of the study, in the published size and in the one for a laptop."""
 
     zoo_name: str
@@ -63,41 +64,41 @@ class Contender(NamedTuple):
     lr: float
     short_options: Mapping[str, Any]
     short_lr: float
-    input_range: tuple[float, float]
     published_psnr: float
+    input_range: tuple[float, float] = (0, 1)
 
 
-CONTENDERS: dict[str, Contender] = {
-    "img2img_mixer": Contender(
+NETWORKS: dict[str, StudyNetwork] = {
+    "img2img_mixer": StudyNetwork(
         "img2img_mixer_untrained",
         {},
-        1e-4,
-        {"embed_dim": 64, "depth": 6, "mlp_ratio": 2},
-        1e-2,
-        (0, 1),
-        18.1,
+        lr=1e-4,
+        short_options={"embed_dim": 64, "depth": 6, "mlp_ratio": 2},
+        short_lr=1e-2,
+        published_psnr=18.1,
     ),
-    "unet": Contender("unet_c30", {}, 5e-3, {"chans": 8}, 3e-2, (0, 1), 20.2),
-    "vit": Contender(
+    "unet": StudyNetwork(
+        "unet_c30", {}, lr=5e-3, short_options={"chans": 8}, short_lr=3e-2, published_psnr=20.2
+    ),
+    "vit": StudyNetwork(
         "vit_h8",
         {"embed_dim": 46 * 8},
-        1e-3,
-        {"embed_dim": 44 * 2, "num_heads": 2},
-        1e-3,
-        (-0.25, 0.25),
-        17.3,
+        lr=1e-3,
+        short_options={"embed_dim": 44 * 2, "num_heads": 2},
+        short_lr=1e-3,
+        published_psnr=17.3,
+        input_range=(-0.25, 0.25),
     ),
-    "original_mixer": Contender(
+    "original_mixer": StudyNetwork(
         "original_mixer",
         {},
-        5e-4,
-        {"embed_dim": 64, "depth": 4, "tokens_mlp_dim": 48, "channels_mlp_dim": 128},
-        3e-2,
-        (0, 1),
-        16.3,
+        lr=5e-4,
+        short_options={"embed_dim": 64, "depth": 4, "tokens_mlp_dim": 48, "channels_mlp_dim": 128},
+        short_lr=3e-2,
+        published_psnr=16.3,
     ),
 }
-PUBLISHED_BM3D_PSNR = 23.5
+PUBLISHED_METHODS = {"bm3d": 23.5}
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,7 @@ class Settings:
                 f"--size: given {self.size}, allowed: multiples of {SIZE_MULTIPLE} "
                 f"from {MIN_SIZE} on"
             )
-        if self.iterations < 1:
-            raise InputError(f"--iterations: given {self.iterations}, allowed: 1 or more")
-        if self.lr is not None and not 0 < self.lr <= 1:
-            raise InputError(f"--lr: given {self.lr:g}, allowed: more than 0, at most 1")
-        if not 0 <= self.seed < 2**32:
+        if self.seed >= 2**32:
             raise InputError(f"--seed: given {self.seed}, allowed: 0 to {2**32 - 1}")
 
     @property
@@ -150,24 +147,36 @@ class Settings:
 
     def lr_of(self, model: str) -> float:
         """The first learning rate of a network's fits."""
-        contender = CONTENDERS[model]
-        if self.lr is not None:
-            return self.lr
-        return contender.short_lr if self.short else contender.lr
+        own = NETWORKS[model].short_lr if self.short else NETWORKS[model].lr
+        return own if self.lr is None else self.lr
 
     def network_config(self, model: str) -> dict[str, Any]:
         """All constructor arguments of one of the study's networks: grey, of the picture's size."""
-        contender = CONTENDERS[model]
-        options = {**contender.options, **(contender.short_options if self.short else {})}
+        network = NETWORKS[model]
+        options = {**network.options, **(network.short_options if self.short else {})}
         options |= {"in_chans": 1, "out_chans": 1}
-        if "img_size" in model_config(contender.zoo_name):
+        if "img_size" in model_config(network.zoo_name):
             options["img_size"] = self.size
-        return model_config(contender.zoo_name, **options)
+        return model_config(network.zoo_name, **options)
+
+    def identity(self, targets: Targets) -> dict[str, Any]:
+        """What makes a study of these targets the study it is, as its folder keeps it."""
+        networks = {
+            model: {
+                "network": network.zoo_name,
+                "options": self.network_config(model),
+                "lr": self.lr_of(model),
+                "input_range": list(network.input_range),
+            }
+            for model, network in NETWORKS.items()
+        }
+        own = {"task": "untrained", **asdict(self), "picture_digest": targets.digest}
+        return own | {"networks": networks}
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
-    """The three targets. All are float32, (H, W), in units of the picture's maximum.
+class Targets:
+    """What is fitted: a picture, noise, and their sum. All are float32, (H, W), in units of the picture's maximum.
 
     Args:
         image: the clean picture, 0 to 1.
@@ -193,7 +202,7 @@ class Scene:
         return hashlib.sha256(np.ascontiguousarray(self.image).tobytes()).hexdigest()[:10]
 
     def target(self, name: Target) -> Image:
-        """The target of that name."""
+        """What a fit of that name is fitted to."""
         return {"image": self.image, "noise": self.noise, "noisy": self.noisy}[name]
 
     def reference(self, name: Target) -> Image:
@@ -201,18 +210,11 @@ class Scene:
         return self.noise if name == "noise" else self.image
 
 
-def luminance(pixels: NDArray[np.floating]) -> Image:
-    """Grey (H, W) of pixels (H, W, 1 or 3), as ITU-R BT.601 weighs red, green and blue."""
-    if pixels.shape[-1] == 1:
-        return pixels[..., 0].astype(np.float32)
-    return (pixels @ np.asarray(LUMINANCE)).astype(np.float32)
-
-
-def square_picture(grey: Image, size: int, name: str) -> Image:
-    """Scale a picture down until its shorter side is `size`, cut out the centre, divide by the maximum.
+def square_picture(pixels: Image, size: int, name: str) -> Image:
+    """Make a picture grey, scale it down until its shorter side is `size`, cut out the centre, divide by its maximum.
 
     Args:
-        grey: (H, W), any range from 0 on.
+        pixels: (H, W, 1 or 3), any range from 0 on.
         size: side of the result in pixels.
         name: what errors call the picture.
 
@@ -224,6 +226,7 @@ def square_picture(grey: Image, size: int, name: str) -> Image:
     """
     from skimage.transform import resize
 
+    grey = with_channels(pixels, 1)[..., 0]
     shorter = min(grey.shape)
     if shorter < size:
         raise InputError(
@@ -233,14 +236,13 @@ def square_picture(grey: Image, size: int, name: str) -> Image:
     if shorter > size:
         shape = tuple(round(side * size / shorter) for side in grey.shape)
         grey = resize(grey, shape, order=1, anti_aliasing=True)
-    top, left = ((side - size) // 2 for side in grey.shape)
-    centre = grey[top : top + size, left : left + size]
-    if centre.max() - centre.min() < 1e-3:
+    square = centre(grey, size)
+    if square.max() - square.min() < 1e-3:
         raise InputError(f"{name}: its centre is one flat grey; there is nothing to fit")
-    return (centre / centre.max()).astype(np.float32)
+    return (square / square.max()).astype(np.float32)
 
 
-def make_scene(image: Image, sigma: float | None, seed: int) -> Scene:
+def make_targets(image: Image, sigma: float | None, seed: int) -> Targets:
     """Draw the noise of a study.
 
     Args:
@@ -254,7 +256,12 @@ def make_scene(image: Image, sigma: float | None, seed: int) -> Scene:
         noise *= NOISE_NORM_RATIO * np.linalg.norm(image) / np.linalg.norm(noise)
     else:
         noise *= image_units(sigma)
-    return Scene(image, noise.astype(np.float32))
+    return Targets(image, noise.astype(np.float32))
+
+
+def mse_of(image: Image, reference: Image) -> float:
+    """Mean squared error, summed up in float64."""
+    return float(np.mean(np.square(image.astype(np.float64) - reference)))
 
 
 def psnr_of(mse: float) -> float:
@@ -299,17 +306,20 @@ class Fit(NamedTuple):
         return int(below[0]) if below.size else None
 
 
+Fits = Mapping[str, Mapping[Target, Fit]]
+
+
 def first_network(model: str, settings: Settings) -> nn.Module:
     """The network with the first weights of its fits, which depend on the seed alone."""
     config = settings.network_config(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return build_model(CONTENDERS[model].zoo_name, **config)
+        return build_model(NETWORKS[model].zoo_name, **config)
 
 
 def first_input(model: str, settings: Settings) -> Tensor:
     """The fixed random input of a network's fits, (1, 1, size, size)."""
-    low, high = CONTENDERS[model].input_range
+    low, high = NETWORKS[model].input_range
     generator = torch.Generator().manual_seed(settings.seed)
     shape = (1, 1, settings.size, settings.size)
     return low + (high - low) * torch.rand(shape, generator=generator)
@@ -318,7 +328,7 @@ def first_input(model: str, settings: Settings) -> Tensor:
 def fit_network(
     model: str,
     target: Target,
-    scene: Scene,
+    targets: Targets,
     settings: Settings,
     *,
     device: torch.device | None = None,
@@ -327,9 +337,9 @@ def fit_network(
     """Fit one network to one target from its first weights.
 
     Args:
-        model: a key of `CONTENDERS`.
+        model: a key of `NETWORKS`.
         target: which target.
-        scene: picture and noise, (size, size).
+        targets: picture and noise, (size, size).
         settings: iterations, learning rate, seed.
         device: where to compute; the CPU by default.
         track: shows the iterations.
@@ -340,8 +350,8 @@ def fit_network(
     device = device or torch.device("cpu")
     network = first_network(model, settings).to(device).train()
     network_input = first_input(model, settings).to(device)
-    wanted = torch.from_numpy(scene.target(target)).to(device)[None, None]
-    reference = torch.from_numpy(scene.reference(target)).to(device)[None, None]
+    wanted = torch.from_numpy(targets.target(target)).to(device)[None, None]
+    reference = torch.from_numpy(targets.reference(target)).to(device)[None, None]
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr_of(model))
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, settings.halve_every, gamma=0.5)
     # The curves and the best output stay on the device: reading them out would stall every step.
@@ -382,50 +392,105 @@ def fit_network(
     )
 
 
-def fit_key(model: str, target: Target, scene: Scene, settings: Settings) -> str:
-    """What a stored fit must have been made with to be this one: a hash of everything that decides it."""
-    contender = CONTENDERS[model]
-    return config_hash(
-        asdict(settings)
-        | {
-            "lr": settings.lr_of(model),
-            "target": target,
-            "picture": scene.digest,
-            "network": contender.zoo_name,
-            "options": settings.network_config(model),
-            "input_range": contender.input_range,
-        }
-    )
-
-
-def save_fit(path: Path, fit: Fit, key: str) -> None:
+def save_fit(path: Path, fit: Fit) -> None:
     """Write a fit as .npz, whole or not at all."""
     with atomic_path(path) as temporary, temporary.open("wb") as handle:
-        np.savez_compressed(handle, key=np.array(key), **fit._asdict())
+        np.savez_compressed(handle, **fit._asdict())
 
 
-def load_fit(path: Path, key: str) -> Fit | None:
+def load_fit(path: Path) -> Fit | None:
     """Read a fit; None if there is none.
 
     Raises:
-        InputError: a file that is no fit, or a fit made with other settings than `key` stands for.
+        InputError: a file that is no fit.
     """
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as stored:
-            found = str(stored["key"])
             arrays = {name: stored[name] for name in Fit._fields}
     # numpy reports a foreign file as one of: BadZipFile, ValueError, KeyError, OSError, EOFError ...
     except Exception as error:
         raise InputError(
-            f"{path}: not a fit of this study ({type(error).__name__}); delete it or give "
-            "another --out"
+            f"{path}: not a fit of this study ({type(error).__name__}); delete it or give another --run"
         ) from None
-    if found != key:
-        raise InputError(
-            f"{path}: made with other settings or another version of the networks; give another "
-            "--out, or --overwrite"
-        )
     arrays |= {"parameters": int(arrays["parameters"]), "seconds": float(arrays["seconds"])}
     return Fit(**arrays)
+
+
+def run_fits(
+    models: Sequence[str],
+    targets: Targets,
+    settings: Settings,
+    folder: Path,
+    *,
+    device: torch.device | None = None,
+    track: Track = silent,
+) -> Fits:
+    """Make the fits that are missing; return all of the folder's finished networks, in the table's order."""
+    fits: dict[str, Mapping[Target, Fit]] = {}
+    for model in NETWORKS:
+        by_target: dict[Target, Fit] = {}
+        for target in TARGETS:
+            path = folder / f"{model}-{target}.npz"
+            fit = load_fit(path)
+            if fit is None and model in models:
+                fit = fit_network(model, target, targets, settings, device=device, track=track)
+                save_fit(path, fit)
+            if fit is not None:
+                by_target[target] = fit
+        # A network of an earlier call belongs to the study too, once its three fits are there.
+        if len(by_target) == len(TARGETS):
+            fits[model] = by_target
+    return fits
+
+
+def collect_results(
+    fits: Fits, targets: Targets, denoised: Mapping[str, Image], settings: Settings, picture: str
+) -> dict[str, Any]:
+    """Every number of the study; errors are in units of the picture's maximum, PSNR in dB.
+
+    Args:
+        fits: of every network, by target.
+        targets: picture and noise.
+        denoised: what methods make of the sum, (H, W), by name.
+        settings: of the study.
+        picture: its name.
+    """
+    models: dict[str, Any] = {}
+    for model, by_target in fits.items():
+        noisy = by_target["noisy"]
+        models[model] = {
+            "parameters": noisy.parameters,
+            "best_psnr": noisy.best_psnr,
+            "best_iteration": noisy.best_iteration,
+            "last_psnr": psnr_of(float(noisy.mse_reference[-1])),
+            "published_best_psnr": NETWORKS[model].published_psnr,
+            "targets": {
+                target: {
+                    "first_mse": float(fit.mse_target[0]),
+                    "last_mse": float(fit.mse_target[-1]),
+                    "fitted_iteration": fit.iterations_to(
+                        FITTED_SHARE * float(targets.target(target).var())
+                    ),
+                    "seconds": fit.seconds,
+                }
+                for target, fit in by_target.items()
+            },
+        }
+    return settings.identity(targets) | {
+        "picture": picture,
+        "halve_every": settings.halve_every,
+        "shown_iterations": settings.shown_iterations,
+        "fitted_share": FITTED_SHARE,
+        "noise_sigma": 255 * targets.noise_std,
+        "noisy_psnr": psnr_of(mse_of(targets.noisy, targets.image)),
+        "methods": {
+            name: {
+                "best_psnr": psnr_of(mse_of(image, targets.image)),
+                "published_best_psnr": PUBLISHED_METHODS.get(name),
+            }
+            for name, image in denoised.items()
+        },
+        "models": models,
+    }
