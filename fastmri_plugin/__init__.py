@@ -1,1 +1,5 @@
-"""Accelerated MRI in the fastMRI framework: data, training, scoring and submissions."""
+"""Accelerated MRI with fastMRI's data, masks, modules, scores and submissions."""
+
+from typing import Literal
+
+Challenge = Literal["singlecoil", "multicoil"]

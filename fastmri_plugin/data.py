@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from fastmri_plugin.volumes import TARGET_KEYS, Challenge, VolumeInfo
+from fastmri_plugin.volumes import TARGET_KEYS, VolumeInfo, mask_in
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.seeds import seed_of
 from img2img_recon.training.batches import (
@@ -36,15 +36,15 @@ MAX_OPEN_FILES = 8
 class _OpenVolume:
     """An open file with its datasets looked up once."""
 
-    def __init__(self, info: VolumeInfo, target_key: str) -> None:
+    def __init__(self, info: VolumeInfo) -> None:
         try:
             self.file = h5py.File(info.path, "r")
         except OSError as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{info.path}: cannot be opened ({reason})") from None
         self.kspace = self.file["kspace"]
-        self.mask = self.file["mask"][()] if info.has_mask else None
-        self.target = self.file[target_key] if info.target_shape else None
+        self.mask = mask_in(self.file)
+        self.target = self.file[TARGET_KEYS[info.challenge]] if info.target_shape else None
 
 
 class SliceDataset(Dataset):
@@ -52,7 +52,6 @@ class SliceDataset(Dataset):
 
     Args:
         volumes: the volumes, in order.
-        challenge: single- or multi-coil.
         transform: fastMRI's signature (kspace, mask, target, attrs, fname, slice_num) -> sample.
         seed: seeds the transform's mask function per slice and epoch.
         slices: (volume, slice) pairs to keep; all by default.
@@ -61,13 +60,11 @@ class SliceDataset(Dataset):
     def __init__(
         self,
         volumes: Sequence[VolumeInfo],
-        challenge: Challenge,
         transform: Callable[..., Any],
         seed: int = 0,
         slices: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         self.volumes = list(volumes)
-        self.target_key = TARGET_KEYS[challenge]
         self.transform = transform
         seeded_by_name = getattr(transform, "use_seed", True)
         self.random_mask = None if seeded_by_name else getattr(transform, "mask_func", None)
@@ -88,7 +85,7 @@ class SliceDataset(Dataset):
             return self._open[number]
         if len(self._open) >= MAX_OPEN_FILES:
             self._open.popitem(last=False)[1].file.close()
-        self._open[number] = _OpenVolume(self.volumes[number], self.target_key)
+        self._open[number] = _OpenVolume(self.volumes[number])
         return self._open[number]
 
     def __getitem__(self, key: int | SampleKey) -> Any:
@@ -103,8 +100,8 @@ class SliceDataset(Dataset):
             reason = " ".join(str(error).split())
             raise InputError(f"{info.path}: slice {slice_num} cannot be read ({reason})") from None
         attrs: dict[str, Any] = {
-            "padding_left": info.padding[0],
-            "padding_right": info.padding[1],
+            "padding_left": info.acquired_columns[0],
+            "padding_right": info.acquired_columns[1],
             "recon_size": (*info.recon_size, 1),
             "acquisition": info.acquisition,
         }
@@ -177,7 +174,10 @@ def _column(values: Sequence[Any]) -> Any:
     first = values[0]
     if isinstance(first, torch.Tensor):
         return np.stack([value.numpy() for value in values])
-    if isinstance(first, (int, float, np.number)):
+    if isinstance(first, (float, np.floating)):
+        # Some devices (Apple's) have no double precision.
+        return np.asarray(values, dtype=np.float32)
+    if isinstance(first, (int, np.integer)):
         return np.asarray(values)
     return default_collate(list(values))
 

@@ -1,83 +1,141 @@
 """Score reconstructions with fastMRI's figures, a row per acquisition and per acceleration.
 
-    python fastmri_plugin/evaluate.py --target-path DATA --predictions-path DIR --challenge
-    singlecoil
+    python fastmri_plugin/evaluate.py --target_path DATA --predictions_path DIR --challenge singlecoil
+    python fastmri_plugin/evaluate.py --method tv --run A --run B --data_path DATA --challenge singlecoil
 
-Prints MSE, NMSE, PSNR and SSIM as `fastmri.evaluate` computes them, mean over volumes and plus or
-minus two standard deviations.
+The first way scores files; the second reconstructs a split with several runs and methods and scores them
+side by side. Prints MSE, NMSE, PSNR and SSIM as `fastmri.evaluate` computes them, mean over volumes and
+plus or minus two standard deviations.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from fastmri_plugin.scoring import (
-    find_targets,
-    group_scores,
-    groups_table,
-    score_folders,
-    scores_json,
-)
-from fastmri_plugin.volumes import TARGET_KEYS, Challenge
+from fastmri_plugin.flags import SplitFlags
 from img2img_recon.support.cli import flag, parse_config, run_script
 from img2img_recon.support.errors import InputError
-from img2img_recon.support.files import write_json
-from img2img_recon.support.progress import bar
+from img2img_recon.support.types import NonNegativeInt, PositiveInt
+
+if TYPE_CHECKING:
+    from fastmri_plugin.scoring import ScoredVolume
 
 
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Score reconstructions with fastMRI's figures, a row per acquisition and per acceleration."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(SplitFlags):
+    """Score reconstructions with fastMRI's figures, a row per acquisition and per acceleration.
 
-    target_path: Path = flag(
+    Give --target_path and --predictions_path to score files, or --run and --method to reconstruct a split
+    of --data_path and score it.
+    """
+
+    target_path: Path | None = flag(
+        None,
         help="folder of target files (*.h5); or a data folder whose targets/{challenge}_test or "
-        "{challenge}_val holds files named as the predictions are"
+        "{challenge}_val holds files named as the predictions are",
+        group="data",
+        basic=True,
     )
-    predictions_path: Path = flag(help="folder of reconstructions, files named as the targets")
-    challenge: Challenge = flag(help="which target: reconstruction_esc or reconstruction_rss")
-    acquisition: str | None = flag(None, help="score only volumes of this acquisition")
-    acceleration: int | None = flag(
-        None, help="score only volumes whose target file stores this acceleration"
+    predictions_path: Path | None = flag(
+        None,
+        help="folder of reconstructions, files named as the targets",
+        group="data",
+        basic=True,
     )
-    json: Path | None = flag(None, help="file to write with the scores of groups and volumes")
-    num_workers: int = flag(2, help="volumes scored at the same time")
+    test_split: Literal["test", "challenge", "val"] = flag(
+        "val", help="split of --data_path", group="data", basic=True
+    )
+    acquisition: str | None = flag(
+        None, help="score only volumes of this acquisition", group="data"
+    )
+    acceleration: PositiveInt | None = flag(
+        None, help="score only volumes whose target file stores this acceleration", group="data"
+    )
+    json: Path | None = flag(
+        None, help="file to write with the scores of groups and volumes", basic=True
+    )
+    num_workers: NonNegativeInt = flag(2, help="volumes scored at the same time; loader processes")
 
     def __post_init__(self) -> None:
-        if self.challenge not in TARGET_KEYS:
-            raise InputError(
-                f"--challenge: given {self.challenge}, allowed: {', '.join(TARGET_KEYS)}"
-            )
-        if self.num_workers < 1:
-            raise InputError(f"--num_workers: given {self.num_workers}, allowed: 1 or more")
+        super().__post_init__()
+        files = {"target_path": self.target_path, "predictions_path": self.predictions_path}
+        given = [name for name, path in files.items() if path is not None]
+        if self.run or self.method:
+            if given:
+                raise InputError(f"--{given[0]}: give it without --run and --method")
+        elif len(given) < 2:
+            name = next(name for name in files if name not in given)
+            raise InputError(f"--{name}: needed, unless --run or --method is given")
         if self.json is not None and self.json.is_dir():
             raise InputError(f"--json: {self.json} is a folder, expected a file's name")
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Score, print the table, write the JSON file."""
-    from rich.console import Console
+def score_files(config: EvaluateConfig) -> dict[str, list[ScoredVolume]]:
+    """The scores of a folder of reconstructions, under the folder's name."""
+    from fastmri_plugin.scoring import find_targets, score_folders
+    from img2img_recon.support.progress import bar, silent
 
-    config = parse_config(EvaluateConfig, words)
-    targets = find_targets(config.target_path, config.predictions_path, config.challenge)
+    assert config.target_path is not None
+    assert config.predictions_path is not None
     volumes = score_folders(
-        targets,
+        find_targets(config.target_path, config.predictions_path, config.challenge),
         config.predictions_path,
         config.challenge,
         acquisition=config.acquisition,
         acceleration=config.acceleration,
         num_workers=config.num_workers,
-        track=bar,
+        track=bar if config.progress else silent,
     )
-    rows = group_scores(volumes)
+    return {config.predictions_path.name: volumes}
+
+
+def score_methods(config: EvaluateConfig) -> dict[str, list[ScoredVolume]]:
+    """The scores of runs and methods on a split, by method."""
+    from fastmri_plugin.scoring import TargetFile, score_reconstructions, select_targets
+    from fastmri_plugin.splits import open_split
+    from img2img_recon.training.runner import report
+
+    split = open_split(config, report)
+    files = [TargetFile.of(info) for info in split.infos]
+    selected = select_targets(files, config.acquisition, config.acceleration)
+    targets = {item.path.name: item for item in selected}
+    infos = [info for info in split.infos if info.name in targets]
+    scored = {}
+    for name, method in split.methods.items():
+        made = method.reconstruct(infos, split.masks, split.track)
+        scored[name] = score_reconstructions(made, targets, Path(name), config.num_workers)
+    return scored
+
+
+def content(scored: Mapping[str, Sequence[ScoredVolume]], by_method: bool) -> dict[str, Any]:
+    """What the JSON file holds: groups and volumes, of several methods under `methods`."""
+    from fastmri_plugin.score_tables import group_scores, scores_json
+
+    found = {name: scores_json(volumes, group_scores(volumes)) for name, volumes in scored.items()}
+    return {"methods": found} if by_method else next(iter(found.values()))
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Score, print the table, write the JSON file."""
+    config = parse_config(EvaluateConfig, words)
+    from rich.console import Console
+
+    from fastmri_plugin.score_tables import group_scores, groups_table
+    from img2img_recon.support.files import write_json
+
+    by_method = config.predictions_path is None
+    scored = score_methods(config) if by_method else score_files(config)
+    rows = {name: group_scores(volumes) for name, volumes in scored.items()}
     # Into a file or a pipe a table of figures must not be folded at a terminal's width.
     console = Console() if sys.stdout.isatty() else Console(width=140)
-    console.print(groups_table(rows))
+    console.print(groups_table(rows, by_method))
     if config.json is not None:
         try:
-            write_json(config.json, scores_json(volumes, rows))
+            write_json(config.json, content(scored, by_method))
         except OSError as error:
             raise InputError(
                 f"--json: {config.json} cannot be written ({error.strerror})"

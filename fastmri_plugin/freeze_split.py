@@ -19,26 +19,21 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from fastmri_plugin.making import ColumnMask, draw_mask, freeze_volume
-from fastmri_plugin.volumes import (
-    TARGET_KEYS,
-    Challenge,
-    VolumeInfo,
-    list_volumes,
-    split_folder,
-)
+from fastmri_plugin import Challenge
+from fastmri_plugin.masks import DrawnMask, MaskSpec, draw_mask, usual_center_fraction
 from img2img_recon.support.cli import flag, parse_config, run_script
-from img2img_recon.support.errors import InputError
+from img2img_recon.support.errors import InputError, named
 from img2img_recon.support.files import make_folder_once, write_json
 from img2img_recon.support.progress import Track, bar, silent
+from img2img_recon.support.types import NonNegativeInt, PositiveInt, UnitShare
+
+if TYPE_CHECKING:
+    from fastmri_plugin.volumes import VolumeInfo
 
 MANIFEST = "MANIFEST.json"
 MANIFEST_VERSION = 1
-FROZEN_MASK_TYPES = ("random", "equispaced_fraction")
 
 
 @dataclass(frozen=True)
@@ -48,17 +43,32 @@ class FreezeConfig:
     Give --data_path, --challenge and --out to make a split, or only --verify.
     """
 
-    data_path: Path | None = flag(None, help="fastMRI data folder with {challenge}_{split}")
-    challenge: Challenge | None = flag(None, help="whether volumes have a coil axis")
-    out: Path | None = flag(None, help="folder to make; must not exist")
-    split: str = flag("val", help="fully sampled split to freeze")
-    accel: tuple[int, ...] = flag((4, 8), help="accelerations to deal out evenly, one per volume")
-    center_fractions: tuple[float, ...] | None = flag(
-        None, help="share of the columns kept at the centre, per acceleration; default: 0.32/accel"
+    data_path: Path | None = flag(
+        None, help="fastMRI data folder with {challenge}_{split}", group="data", basic=True
     )
-    mask_type: Literal["random", "equispaced_fraction"] = flag("random", help="fastMRI's mask type")
-    seed: int = flag(0, help="seed that deals the accelerations out")
-    verify: Path | None = flag(None, help="frozen folder to check against its manifest")
+    challenge: Challenge | None = flag(
+        None, help="whether volumes have a coil axis", group="data", basic=True
+    )
+    out: Path | None = flag(None, help="folder to make; must not exist", basic=True)
+    split: str = flag("val", help="fully sampled split to freeze", group="data", basic=True)
+    accel: tuple[PositiveInt, ...] = flag(
+        (4, 8),
+        help="accelerations to deal out evenly, one per volume",
+        group="data",
+        basic=True,
+        aliases=("accelerations",),
+    )
+    center_fractions: tuple[UnitShare, ...] | None = flag(
+        None,
+        help="share of the columns kept at the centre, per acceleration; default: 0.32 / acceleration",
+        group="data",
+        basic=True,
+    )
+    mask_type: Literal["random", "equispaced_fraction"] = flag(
+        "random", help="fastMRI's mask type", group="data", basic=True
+    )
+    seed: NonNegativeInt = flag(0, help="seed that deals the accelerations out", basic=True)
+    verify: Path | None = flag(None, help="frozen folder to check against its manifest", basic=True)
 
     def __post_init__(self) -> None:
         needed = {"--data_path": self.data_path, "--challenge": self.challenge, "--out": self.out}
@@ -69,22 +79,19 @@ class FreezeConfig:
         for name, value in needed.items():
             if value is None:
                 raise InputError(f"{name}: needed, unless --verify is given")
-        if self.challenge not in TARGET_KEYS:
-            raise InputError(
-                f"--challenge: given {self.challenge}, allowed: {', '.join(TARGET_KEYS)}"
-            )
-        if self.mask_type not in FROZEN_MASK_TYPES:
-            raise InputError(
-                f"--mask_type: given {self.mask_type}, allowed: {', '.join(FROZEN_MASK_TYPES)}"
-            )
-        for acceleration in self.accel:
-            if acceleration < 1:
-                raise InputError(f"--accel: given {acceleration}, allowed: 1 or more")
         if not self.accel or len(set(self.accel)) < len(self.accel):
             given = " ".join(map(str, self.accel))
             raise InputError(f"--accel: given {given or 'nothing'}, expected different numbers")
-        if self.seed < 0:
-            raise InputError(f"--seed: given {self.seed}, allowed: 0 or more")
+        self.masks()
+
+    def masks(self) -> MaskSpec:
+        """The masks that the flags describe; each acceleration is dealt to volumes of its own.
+
+        Raises:
+            InputError: values that are not allowed, or do not go together.
+        """
+        fractions = self.center_fractions or tuple(map(usual_center_fraction, self.accel))
+        return MaskSpec(self.mask_type, self.accel, fractions)
 
 
 def deal_accelerations(
@@ -94,6 +101,8 @@ def deal_accelerations(
 
     Depends on the set of names and the seed only, not on the names' order.
     """
+    import numpy as np
+
     shuffled = sorted(names)
     np.random.default_rng(seed).shuffle(shuffled)
     dealt = {
@@ -120,13 +129,17 @@ def freeze_split(config: FreezeConfig, *, track: Track = silent) -> Path:
     Raises:
         InputError: the folder exists, or the source split cannot be used.
     """
+    from fastmri_plugin.listing import list_volumes, split_folder
+    from fastmri_plugin.volumes import freeze_volume
+
     if config.data_path is None or config.challenge is None or config.out is None:
         raise ValueError("freeze_split needs a data_path, a challenge and an out folder")
-    challenge, out = config.challenge, config.out
-    fractions = _center_fractions(config)
+    challenge, out, spec = config.challenge, config.out, config.masks()
+    fractions = dict(zip(spec.accelerations, spec.center_fractions, strict=True))
     if out.exists():
         raise InputError(f"--out: {out} exists; nothing is overwritten")
-    source = split_folder(config.data_path, challenge, config.split)
+    with named("--data_path"):
+        source = split_folder(config.data_path, challenge, config.split)
     volumes = list_volumes(source, challenge, require_target=True, track=track)
     masks = _masks(volumes, config, fractions)
 
@@ -140,7 +153,6 @@ def freeze_split(config: FreezeConfig, *, track: Track = silent) -> Path:
                 folder / test_folder / info.name,
                 folder / "targets" / test_folder / info.name,
                 mask,
-                challenge,
             )
             entries.append(
                 {
@@ -175,18 +187,9 @@ def freeze_split(config: FreezeConfig, *, track: Track = silent) -> Path:
         raise InputError(f"--out: {out} cannot be written ({error.strerror})") from None
 
 
-def _center_fractions(config: FreezeConfig) -> dict[int, float]:
-    """Centre fraction by acceleration."""
-    from fastmri_plugin.transforms import Sampling, usual_center_fraction
-
-    fractions = config.center_fractions or tuple(map(usual_center_fraction, config.accel))
-    sampling = Sampling(config.mask_type, config.accel, fractions)
-    return dict(zip(sampling.accelerations, sampling.center_fractions, strict=True))
-
-
 def _masks(
     volumes: Sequence[VolumeInfo], config: FreezeConfig, fractions: Mapping[int, float]
-) -> dict[str, ColumnMask]:
+) -> dict[str, DrawnMask]:
     dealt = deal_accelerations([info.name for info in volumes], config.accel, config.seed)
     masks = {}
     for info in volumes:
@@ -245,9 +248,9 @@ def _read_manifest(folder: Path) -> dict[str, str]:
     return files
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Freeze or verify, as the command line says."""
-    config = parse_config(FreezeConfig)
+    config = parse_config(FreezeConfig, words)
     if config.verify is not None:
         print(f"{verify_split(config.verify, track=bar)} files are as the manifest says")
         return

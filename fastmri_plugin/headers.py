@@ -28,7 +28,7 @@ class Header:
     ky_max: int
 
     @property
-    def padding(self) -> tuple[int, int]:
+    def acquired_columns(self) -> tuple[int, int]:
         """First and one-past-last acquired column of the k-space; the others are zero-filled."""
         left = self.encoded_size[1] // 2 - self.ky_center
         return left, left + self.ky_max + 1

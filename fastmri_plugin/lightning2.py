@@ -10,7 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from fastmri.pl_modules import MriModule
+from fastmri.pl_modules import MriModule, UnetModule, VarNetModule
+
+__all__ = ["MriModule", "UnetModule", "VarNetModule", "on_lightning2"]
+
+# fastMRI's sums over volumes and processes, in the order in which it adds to them.
+_SUMS = ("NMSE", "SSIM", "PSNR", "TotExamples", "ValLoss", "TotSliceExamples")
 
 
 class _OnLightning2:
@@ -23,6 +28,12 @@ class _OnLightning2:
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()  # type: ignore[misc]
         self._validation_logs: list[dict[str, Any]] = []
+        if not hasattr(self, "_sums_in_single"):
+            # fastMRI adds numbers in double precision, which some devices (Apple's) do not have.
+            self._sums_in_single = [
+                getattr(self, name).register_forward_pre_hook(_in_single_precision)
+                for name in _SUMS
+            ]
         if self.val_log_indices is None:  # type: ignore[has-type]
             # Evenly spaced, where fastMRI draws at random from a loader that it expects in a list.
             batches = int(self.trainer.num_val_batches[0])  # type: ignore[attr-defined]
@@ -44,10 +55,7 @@ class _OnLightning2:
     def _aggregate_nothing(self) -> None:
         """Take part in fastMRI's sums, in its order, in a process that has no volume to validate."""
         zero = torch.tensor(0.0, device=self.device)  # type: ignore[attr-defined]
-        sums = {
-            name: getattr(self, name)(zero)
-            for name in ("NMSE", "SSIM", "PSNR", "TotExamples", "ValLoss", "TotSliceExamples")
-        }
+        sums = {name: getattr(self, name)(zero) for name in _SUMS}
         loss = sums["ValLoss"] / sums["TotSliceExamples"]
         self.log("validation_loss", loss, prog_bar=True)  # type: ignore[attr-defined]
         for name in ("NMSE", "SSIM", "PSNR"):
@@ -67,6 +75,10 @@ class _OnLightning2:
         super().on_test_epoch_end()  # type: ignore[misc]
         super().test_epoch_end(self._test_logs)  # type: ignore[misc]
         del self._test_logs
+
+
+def _in_single_precision(metric: Any, values: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(value.float().to(metric.quantity.device) for value in values)
 
 
 def on_lightning2(module_class: type[MriModule]) -> type[MriModule]:

@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from fastmri.data.subsample import MaskFunc
-from fastmri.data.transforms import UnetDataTransform, VarNetDataTransform
-from fastmri.pl_modules import MriModule, UnetModule, VarNetModule
+from torch import nn
 
-from fastmri_plugin.config import FASTMRI_MODELS
-from fastmri_plugin.lightning2 import on_lightning2
-from fastmri_plugin.transforms import ImageSample, ImageTransform
-from fastmri_plugin.volumes import Challenge
+from fastmri_plugin.lightning2 import MriModule, UnetModule, VarNetModule, on_lightning2
+from fastmri_plugin.transforms import ImageSample
 from img2img_recon.losses import ssim_loss
-from img2img_recon.networks.zoo import build_model, complete_config, list_models
-from img2img_recon.support.errors import InputError
+from img2img_recon.networks.zoo import build_model
 from img2img_recon.training.trainer import one_cycle
 from img2img_recon.wrappers import AnySize, Normalized
 
-FASTMRI_OPTIONS: dict[str, dict[str, Any]] = {
-    "fastmri_unet": {"chans": 32, "num_pool_layers": 4, "drop_prob": 0.0},
-    "fastmri_varnet": {
-        "num_cascades": 12,
-        "pools": 4,
-        "chans": 18,
-        "sens_pools": 4,
-        "sens_chans": 8,
-    },
+LOGGED_IMAGES = 4
+# fastMRI's modules, and the attribute that holds their network.
+FASTMRI_MODULES: dict[str, tuple[type[MriModule], str]] = {
+    "fastmri_unet": (UnetModule, "unet"),
+    "fastmri_varnet": (VarNetModule, "varnet"),
 }
-
-
-def list_trainable() -> list[str]:
-    """Names that `--model` takes."""
-    return [*list_models(), *FASTMRI_MODELS]
 
 
 class _ImageModule(MriModule):
@@ -46,23 +31,19 @@ class _ImageModule(MriModule):
     volume's maximum as data range.
 
     Args:
-        network: name of a network of the zoo.
-        options: its constructor's arguments, complete (`img2img_recon.networks.zoo.model_config`).
+        network: maps (B, 1, H, W) of any size to the same.
         lr: highest learning rate of Adam.
         lr_interval: "epoch" as the paper steps its one-cycle schedule, or "step".
-        num_log_images: validation images to log.
     """
 
     def __init__(
         self,
-        network: str,
-        options: Mapping[str, Any],
+        network: nn.Module,
         lr: float,
         lr_interval: str = "epoch",
-        num_log_images: int = 4,
     ) -> None:
-        super().__init__(num_log_images=num_log_images)
-        self.network = Normalized(AnySize(build_model(network, **options)))
+        super().__init__(num_log_images=LOGGED_IMAGES)
+        self.network = network
         self.lr = lr
         self.lr_interval = lr_interval
 
@@ -120,28 +101,11 @@ def _loss(output: torch.Tensor, batch: ImageSample) -> torch.Tensor:
 ImageModule = on_lightning2(_ImageModule)
 
 
-def model_options(name: str, given: Mapping[str, Any], img_size: tuple[int, int]) -> dict[str, Any]:
-    """The complete constructor arguments of a model, JSON-serialisable.
-
-    Args:
-        name: one of `list_trainable()`.
-        given: what the user set, by the field's names.
-        img_size: (H, W) that most images of the data have; the grid of networks that have one.
-
-    Raises:
-        InputError: an unknown model, or an option that it lacks.
-    """
-    if name in FASTMRI_OPTIONS:
-        allowed = FASTMRI_OPTIONS[name]
-        for key in given:
-            if key not in allowed:
-                raise InputError(
-                    f"--{key}: {name} has no such option; it has: {', '.join(allowed)}"
-                )
-        return {**allowed, **given}
-    if name not in list_models():
-        raise InputError(f"--model: given {name}, allowed: {', '.join(list_trainable())}")
-    return complete_config(name, {"in_chans": 1, "out_chans": 1, **given}, img_size)
+def build_network(name: str, options: Mapping[str, Any]) -> nn.Module:
+    """The network of a model as it stands in its Lightning module, with random weights."""
+    if name not in FASTMRI_MODULES:
+        return Normalized(AnySize(build_model(name, **options)))
+    return getattr(build_module(name, options, None, "epoch"), FASTMRI_MODULES[name][1])
 
 
 def build_module(
@@ -150,46 +114,19 @@ def build_module(
     """The Lightning module of a model.
 
     fastMRI's modules bring their own schedule; their rate is theirs too unless one is given.
-    """
-    if name in FASTMRI_OPTIONS:
-        rate = {} if lr is None else {"lr": lr}
-        shape = {"in_chans": 1, "out_chans": 1} if name == "fastmri_unet" else {}
-        module_class = {"fastmri_unet": UnetModule, "fastmri_varnet": VarNetModule}[name]
-        return on_lightning2(module_class)(**shape, **options, **rate, num_log_images=4)
-    assert lr is not None
-    return ImageModule(name, options, lr, lr_interval)
-
-
-class _FiniteKspace:
-    """A fastMRI transform that refuses k-space with NaN or infinite values, naming the file."""
-
-    def __init__(self, transform: Callable[..., Any]) -> None:
-        self.transform = transform
-        self.mask_func = transform.mask_func  # type: ignore[attr-defined]
-        self.use_seed = transform.use_seed  # type: ignore[attr-defined]
-
-    def __call__(self, kspace: np.ndarray, *rest: Any) -> Any:
-        if not np.isfinite(kspace).all():
-            fname, slice_num = rest[-2:]
-            raise InputError(f"{fname}: slice {slice_num} of kspace holds NaN or infinite values")
-        return self.transform(kspace, *rest)
-
-
-def build_transform(
-    name: str, challenge: Challenge, mask_func: MaskFunc | None, use_seed: bool
-) -> Callable[..., Any]:
-    """The transform that feeds a model, with fastMRI's signature.
 
     Args:
-        name: one of `list_trainable()`.
-        challenge: single- or multi-coil.
-        mask_func: None takes the mask stored in the file.
-        use_seed: one mask per volume, seeded by its name.
+        name: as `--model` takes it.
+        options: the network's constructor's arguments, complete.
+        lr: highest learning rate.
+        lr_interval: see `ImageModule`.
+
+    Raises:
+        InputError: options that do not go together.
     """
-    if name == "fastmri_unet":
-        return _FiniteKspace(UnetDataTransform(challenge, mask_func, use_seed))
-    if name == "fastmri_varnet":
-        if challenge != "multicoil":
-            raise InputError("--model: fastmri_varnet needs --challenge multicoil")
-        return _FiniteKspace(VarNetDataTransform(mask_func, use_seed))
-    return ImageTransform(challenge, mask_func, use_seed)
+    if name in FASTMRI_MODULES:
+        rate = {} if lr is None else {"lr": lr}
+        module_class = on_lightning2(FASTMRI_MODULES[name][0])
+        return module_class(**options, **rate, num_log_images=LOGGED_IMAGES)
+    assert lr is not None
+    return ImageModule(build_network(name, options), lr, lr_interval)

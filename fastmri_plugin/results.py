@@ -2,106 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastmri_plugin import classical
-from fastmri_plugin.experiment import Setup
-from fastmri_plugin.inference import load_reconstructor, reconstruct_volumes
-from fastmri_plugin.scoring import score_volume, summarise
+from fastmri_plugin.listing import list_volumes, split_folder
+from fastmri_plugin.methods import Reconstructor, make_method
+from fastmri_plugin.score_tables import summarise
+from fastmri_plugin.scoring import TargetFile, score_reconstructions
 from fastmri_plugin.submission import validate_submission, write_submission
+from fastmri_plugin.trained import TrainedNetwork
 from fastmri_plugin.volumes import (
-    list_volumes,
+    VolumeInfo,
     read_reconstruction,
     read_target,
-    split_folder,
     write_reconstruction,
 )
 from img2img_recon.figures import reconstruction_panel
-from img2img_recon.training.trainer import pick_device
+
+if TYPE_CHECKING:
+    from fastmri_plugin.task import MriRun
 
 SUBMISSION = "submission.zip"
+MAX_PANELS = 16
 
 
-def score(setup: Setup) -> dict[str, Any]:
-    """Reconstruct the validation volumes with the best checkpoint and each baseline; score and draw them."""
-    config, sampling, run = setup.config, setup.config.sampling(), setup.run
-    reconstructor = load_reconstructor(run.path)
+def score(prepared: MriRun) -> dict[str, Any]:
+    """Reconstruct the validation volumes with each baseline and the best checkpoint; score and draw them."""
+    config, run, val = prepared.config, prepared.run, prepared.val
+    masks, folder = config.masks(), run.reconstructions / "val"
+    targets = {info.name: TargetFile.of(info) for info in val}
+    methods: list[Reconstructor] = [make_method(name) for name in config.baselines or ()]
+    methods.append(TrainedNetwork(run.path, config.accelerator))
     rows: dict[str, dict[str, dict[str, float]]] = {}
-    weights: dict[str, float] = {}
-    for method in config.baselines or ():
-        weight = None
-        if method != "zero_filled":
-            weight, _ = classical.choose_weight(
-                setup.train, config.challenge, method, sampling.mask_of, track=setup.track
-            )
-            weights[method] = weight
-        reconstructions = classical.reconstruct_volumes(
-            setup.val, config.challenge, method, sampling.mask_of, weight, track=setup.track
-        )
-        rows[method] = keep_and_score(setup, method, reconstructions.items())
-    rows[config.model] = keep_and_score(
-        setup,
-        config.model,
-        reconstruct_volumes(
-            reconstructor, setup.val, device=pick_device(config.accelerator), track=setup.track
-        ),
-    )
-    draw(setup)
+    for method in methods:
+        method.choose(prepared.train, masks, prepared.track)
+        made = method.reconstruct(val, masks, prepared.track)
+        kept = _kept(made, folder / method.name)
+        scored = score_reconstructions(kept, targets, folder / method.name)
+        rows[method.name] = {volume.name: dict(volume.scores) for volume in scored}
+    draw(val, folder, [method.name for method in methods], run.figures)
     return {
         "task": "mri",
         "model": config.model,
         "scored_on": "validation volumes; the checkpoint was chosen on them too",
-        "baseline_weights": weights,
+        "method_settings": {m.name: m.settings() for m in methods if m.chooses},
         "volumes": rows,
         "mean": {method: summarise(scores.values()) for method, scores in rows.items()},
     }
 
 
-def keep_and_score(
-    setup: Setup, method: str, reconstructions: Iterable[tuple[str, np.ndarray]]
-) -> dict[str, dict[str, float]]:
-    """Write each volume into the run folder and score it against its target."""
-    known = {info.name: info for info in setup.val}
-    scores = {}
+def _kept(
+    reconstructions: Iterable[tuple[str, np.ndarray]], folder: Path
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The same, each written into the folder on its way."""
     for name, reconstruction in reconstructions:
-        write_reconstruction(setup.run.reconstructions / "val" / method / name, reconstruction)
-        scores[name] = score_volume(
-            read_target(known[name], setup.config.challenge), reconstruction
-        )
-    return scores
+        write_reconstruction(folder / name, reconstruction)
+        yield name, reconstruction
 
 
-def draw(setup: Setup, limit: int = 16) -> None:
-    """A panel of the middle slice of each validation volume (at most `limit`)."""
-    folder = setup.run.reconstructions / "val"
-    methods = [m for m in ("zero_filled",) if (folder / m).is_dir()] + [setup.config.model]
-    for info in setup.val[:limit]:
+def draw(infos: Sequence[VolumeInfo], folder: Path, methods: Sequence[str], figures: Path) -> None:
+    """A panel of the middle slice of each volume (at most `MAX_PANELS`), the methods side by side."""
+    for info in infos[:MAX_PANELS]:
         middle = info.num_slices // 2
-        target = read_target(info, setup.config.challenge)[middle]
-        images = {m: read_reconstruction(folder / m / info.name)[middle] for m in methods}
         reconstruction_panel(
-            setup.run.figures / f"{info.path.stem}.png",
-            images,
-            target,
+            figures / f"{info.path.stem}.png",
+            {name: read_reconstruction(folder / name / info.name)[middle] for name in methods},
+            read_target(info)[middle],
             title=f"{info.name}, slice {middle}",
         )
 
 
-def export_test_split(setup: Setup) -> Path:
+def export_test_split(prepared: MriRun) -> Path:
     """Reconstruct the built-in test split and write its validated submission."""
-    config, run = setup.config, setup.run
-    assert config.data_path is not None
-    infos = list_volumes(split_folder(config.data_path, config.challenge, "test"), config.challenge)
-    reconstructor = load_reconstructor(run.path)
-    folder = run.reconstructions / "test"
-    device = pick_device(config.accelerator)
-    for name, volume in reconstruct_volumes(reconstructor, infos, device=device, track=setup.track):
-        write_reconstruction(folder / name, volume)
+    config, run = prepared.config, prepared.run
+    infos = list_volumes(
+        split_folder(prepared.data_path, config.challenge, "test"), config.challenge
+    )
+    network = TrainedNetwork(run.path, config.accelerator)
+    made = network.reconstruct(infos, config.masks(), prepared.track)
     path = run.path / SUBMISSION
-    write_submission(folder, infos, path, config.challenge, overwrite=True)
-    validate_submission(path, infos, config.challenge)
+    write_submission(_kept(made, run.reconstructions / "test"), infos, path, overwrite=True)
+    validate_submission(path, infos)
     return path

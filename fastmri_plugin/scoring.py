@@ -1,35 +1,31 @@
-"""Scores of reconstructed volumes: fastMRI's figures per volume, then means over groups of volumes.
+"""FastMRI's scores of reconstructed volumes.
 
 Per volume, target and reconstruction are cropped to the target's width squared, and the data range
-is the cropped target's maximum: what `fastmri.evaluate` does. A group's figure is the mean over
-volumes, whatever their numbers of slices.
+is the cropped target's maximum: what `fastmri.evaluate` does.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastmri_plugin import Challenge
+from fastmri_plugin.kspace import center_crop, crop_size
 from fastmri_plugin.volumes import (
     TARGET_KEYS,
-    Challenge,
-    center_crop,
-    crop_size,
+    VolumeInfo,
     open_volume,
     read_reconstruction,
+    read_whole_target,
 )
 from img2img_recon.metrics import volume_scores
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.progress import Track, silent
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 METRICS = ("mse", "nmse", "psnr", "ssim")
 MAX_THREADS = 8
@@ -98,163 +94,6 @@ class ScoredVolume:
     scores: Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class ScoreRow:
-    """Scores of a group of volumes.
-
-    Attributes:
-        acquisition: the group's acquisition, None for all.
-        acceleration: the group's acceleration, None for all.
-        volumes: how many volumes.
-        mean: mean over volumes by metric.
-        std: sample standard deviation over volumes by metric, 0 for a single volume.
-    """
-
-    acquisition: str | None
-    acceleration: int | None
-    volumes: int
-    mean: Mapping[str, float]
-    std: Mapping[str, float]
-
-    @property
-    def label(self) -> str:
-        """The group in words."""
-        parts = []
-        if self.acquisition is not None:
-            parts.append(self.acquisition or "acquisition not stored")
-        if self.acceleration is not None:
-            parts.append(f"{self.acceleration}x")
-        return " ".join(parts) or "all"
-
-
-def summarise(scores: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Mean over volumes of each metric; empty without a volume."""
-    return {name: float(np.mean(values)) for name, values in _columns(scores).items()}
-
-
-def _columns(scores: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
-    rows = list(scores)
-    names = [name for name in METRICS if rows and all(name in row for row in rows)]
-    return {name: [row[name] for row in rows] for name in names}
-
-
-def _row(
-    volumes: Sequence[ScoredVolume], acquisition: str | None, acceleration: int | None
-) -> ScoreRow:
-    scores = [volume.scores for volume in volumes]
-    std = {
-        name: float(np.std(values, ddof=1))
-        if len(values) > 1 and np.isfinite(values).all()
-        else 0.0
-        for name, values in _columns(scores).items()
-    }
-    return ScoreRow(acquisition, acceleration, len(volumes), summarise(scores), std)
-
-
-def group_scores(volumes: Sequence[ScoredVolume]) -> list[ScoreRow]:
-    """One row for all volumes, one per acquisition, one per acceleration, one per pair of them.
-
-    Pairs are listed where there are several acquisitions and several accelerations; volumes that
-    store no acceleration are in no acceleration's row.
-    """
-    acquisitions = sorted({volume.acquisition for volume in volumes})
-    accelerations = sorted({v.acceleration for v in volumes if v.acceleration is not None})
-    keys: list[tuple[str | None, int | None]] = [(None, None)]
-    keys += [(acquisition, None) for acquisition in acquisitions]
-    keys += [(None, acceleration) for acceleration in accelerations]
-    if len(acquisitions) > 1 and len(accelerations) > 1:
-        keys += [(one, other) for one in acquisitions for other in accelerations]
-    rows = []
-    for acquisition, acceleration in keys:
-        members = [
-            volume
-            for volume in volumes
-            if acquisition in (None, volume.acquisition)
-            and acceleration in (None, volume.acceleration)
-        ]
-        if members:
-            rows.append(_row(members, acquisition, acceleration))
-    return rows
-
-
-def groups_table(rows: Sequence[ScoreRow]) -> Table:
-    """Format groups for the terminal: mean and, as fastMRI, +/- two standard deviations."""
-    from rich.table import Table
-
-    table = Table()
-    table.add_column("volumes of")
-    for heading in ("number", *(name.upper() for name in METRICS)):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        figures = [f"{row.mean[name]:.4g} +/- {2 * row.std[name]:.2g}" for name in METRICS]
-        table.add_row(row.label, str(row.volumes), *figures)
-    return table
-
-
-def scores_table(
-    methods: Mapping[str, Mapping[str, Mapping[str, float]]], most_volumes: int = 8
-) -> Table:
-    """Format scores by method and file name: a section per volume, then the means, best SSIM last.
-
-    Of more than `most_volumes` volumes only the means are shown.
-    """
-    from rich.table import Table
-
-    table = Table()
-    for heading in ("volume", "method"):
-        table.add_column(heading)
-    for heading in ("NMSE", "PSNR (dB)", "SSIM"):
-        table.add_column(heading, justify="right")
-
-    def add_section(label: str, scores: Mapping[str, Mapping[str, float]]) -> None:
-        for method, row in sorted(scores.items(), key=lambda item: item[1]["ssim"]):
-            figures = (f"{row['nmse']:.4f}", f"{row['psnr']:.2f}", f"{row['ssim']:.4f}")
-            table.add_row(label, method, *figures)
-            label = ""
-        table.add_section()
-
-    names = sorted(set().union(*methods.values()))
-    if len(names) <= most_volumes:
-        for name in names:
-            add_section(name, {m: scores[name] for m, scores in methods.items() if name in scores})
-    means = {method: summarise(volumes.values()) for method, volumes in methods.items() if volumes}
-    add_section(f"mean of {len(names)}", means)
-    return table
-
-
-def scores_json(volumes: Sequence[ScoredVolume], rows: Sequence[ScoreRow]) -> dict[str, Any]:
-    """Content for a JSON file: every group's means and deviations, every volume's scores.
-
-    The PSNR of a perfect reconstruction is infinite, which JSON lacks; it becomes null.
-    """
-
-    def plain(scores: Mapping[str, float]) -> dict[str, float | None]:
-        return {name: value if math.isfinite(value) else None for name, value in scores.items()}
-
-    return {
-        "groups": [
-            {
-                "label": row.label,
-                "acquisition": row.acquisition,
-                "acceleration": row.acceleration,
-                "volumes": row.volumes,
-                "mean": plain(row.mean),
-                "std": plain(row.std),
-            }
-            for row in rows
-        ],
-        "volumes": {
-            volume.name: {
-                "acquisition": volume.acquisition,
-                "acceleration": volume.acceleration,
-                "slices": volume.slices,
-                **plain(volume.scores),
-            }
-            for volume in volumes
-        },
-    }
-
-
 def volume_names(folder: Path) -> list[str]:
     """Names of the `*.h5` files in a folder, sorted; hidden files do not count."""
     return sorted(path.name for path in folder.glob("*.h5") if not path.name.startswith("."))
@@ -297,28 +136,72 @@ def find_targets(target_path: Path, predictions_path: Path, challenge: Challenge
 
 
 @dataclass(frozen=True)
-class _TargetFile:
+class TargetFile:
+    """Where a volume's target is, and what groups its scores with others.
+
+    Attributes:
+        path: the file, which may be the volume's own.
+        challenge: which target of the file.
+        acquisition: the pulse sequence's name, "" when not stored.
+        acceleration: nominal, None when not stored.
+    """
+
     path: Path
+    challenge: Challenge
     acquisition: str
     acceleration: int | None
 
+    @classmethod
+    def read(cls, path: Path, challenge: Challenge) -> TargetFile:
+        """What the file says of itself.
 
-def _target_file(path: Path, challenge: Challenge) -> _TargetFile:
-    with open_volume(path) as volume:
-        if TARGET_KEYS[challenge] not in volume:
-            found = ", ".join(sorted(volume)) or "nothing"
-            raise InputError(f"{path}: no target '{TARGET_KEYS[challenge]}' (found: {found})")
-        acceleration = volume.attrs.get("acceleration")
-        return _TargetFile(
-            path,
-            str(volume.attrs.get("acquisition", "")),
-            None if acceleration is None else int(acceleration),
-        )
+        Raises:
+            InputError: it holds no target.
+        """
+        with open_volume(path) as volume:
+            if TARGET_KEYS[challenge] not in volume:
+                found = ", ".join(sorted(volume)) or "nothing"
+                raise InputError(f"{path}: no target '{TARGET_KEYS[challenge]}' (found: {found})")
+            acceleration = volume.attrs.get("acceleration")
+            return cls(
+                path,
+                challenge,
+                str(volume.attrs.get("acquisition", "")),
+                None if acceleration is None else int(acceleration),
+            )
+
+    @classmethod
+    def of(cls, info: VolumeInfo) -> TargetFile:
+        """Of a listed volume: in its own file or, in a frozen split, apart.
+
+        Raises:
+            InputError: there is none.
+        """
+        folder = info.path.parent
+        apart = folder.parent / "targets" / folder.name / info.name
+        if info.target_shape is None and not apart.is_file():
+            raise InputError(f"{info.path}: no target in it, nor at {apart}")
+        return cls.read(info.path if info.target_shape else apart, info.challenge)
+
+    def kspace_shape(self) -> tuple[int, ...] | None:
+        """Of the volume, in the target's file or, in a frozen split, beside it."""
+        own = self.path.resolve()
+        for path in (own, own.parents[2] / own.parent.name / own.name):
+            if path.is_file():
+                with open_volume(path) as volume:
+                    if "kspace" in volume:
+                        return tuple(int(n) for n in volume["kspace"].shape)
+        return None
 
 
-def _select(
-    targets: Sequence[_TargetFile], acquisition: str | None, acceleration: int | None
-) -> list[_TargetFile]:
+def select_targets(
+    targets: Sequence[TargetFile], acquisition: str | None, acceleration: int | None
+) -> list[TargetFile]:
+    """The targets of this acquisition and this stored acceleration; None takes all.
+
+    Raises:
+        InputError: there is none.
+    """
     selected = list(targets)
     if acquisition is not None:
         selected = [item for item in selected if item.acquisition == acquisition]
@@ -333,49 +216,61 @@ def _select(
     return selected
 
 
-def _kspace_shape(target: Path) -> tuple[int, ...] | None:
-    """Find the k-space's shape in the target's file or, in a frozen split, beside it."""
-    target = target.resolve()
-    beside = target.parent.parent.parent / target.parent.name / target.name
-    for path in (target, beside):
-        if path.is_file():
-            with open_volume(path) as volume:
-                if "kspace" in volume:
-                    return tuple(int(n) for n in volume["kspace"].shape)
-    return None
-
-
-def _read(path: Path, read: Callable[[], np.ndarray]) -> np.ndarray:
-    try:
-        return read()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
-
-
-def _score_file(item: _TargetFile, prediction: Path, challenge: Challenge) -> ScoredVolume:
-    def read_target() -> np.ndarray:
-        with open_volume(item.path) as volume:
-            return np.asarray(volume[TARGET_KEYS[challenge]][()])
-
-    target = _read(item.path, read_target)
-    reconstruction = _read(prediction, lambda: read_reconstruction(prediction))
+def _score(item: TargetFile, reconstruction: np.ndarray, source: Path) -> ScoredVolume:
+    target = read_whole_target(item.path, item.challenge)
     side = target.shape[-1]
     if reconstruction.ndim == 3 and target.ndim == 3:
         found = reconstruction.shape[-2:]
         if found[0] < min(side, target.shape[-2]) or found[1] < side:
             # Only a k-space narrower than the image explains a smaller reconstruction.
-            kspace_shape = _kspace_shape(item.path)
+            kspace_shape = item.kspace_shape()
             narrow = kspace_shape and crop_size(target.shape[-2:], kspace_shape)
             if found != narrow:
                 raise InputError(
-                    f"{prediction}: slices of {found[0]} x {found[1]}, expected at least "
+                    f"{source}: slices of {found[0]} x {found[1]}, expected at least "
                     f"{min(side, target.shape[-2])} x {side}, the target's"
                 )
     try:
         scores = score_volume(target, reconstruction)
     except InputError as error:
-        raise InputError(f"{prediction}: {error}") from None
+        raise InputError(f"{source}: {error}") from None
     return ScoredVolume(item.path.name, item.acquisition, item.acceleration, len(target), scores)
+
+
+def score_reconstructions(
+    reconstructions: Iterable[tuple[str, np.ndarray]],
+    targets: Mapping[str, TargetFile],
+    source: Path,
+    num_workers: int = 1,
+) -> list[ScoredVolume]:
+    """Score reconstructions as they are made or read.
+
+    Args:
+        reconstructions: file name and real (slices, H, W) in the target's units.
+        targets: by file name.
+        source: where the reconstructions come from, for the errors.
+        num_workers: threads; each holds one volume.
+
+    Returns:
+        The scored volumes, in the order of the reconstructions.
+
+    Raises:
+        InputError: a reconstruction of another shape than its target, or not finite; it is named.
+    """
+    scored: list[ScoredVolume] = []
+    workers = max(1, min(num_workers, MAX_THREADS))
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[ScoredVolume]] = deque()
+        try:
+            for name, volume in reconstructions:
+                waiting.append(pool.submit(_score, targets[name], volume, source / name))
+                if len(waiting) > workers:
+                    scored.append(waiting.popleft().result())
+            scored += [future.result() for future in waiting]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return scored
 
 
 def score_folders(
@@ -409,11 +304,10 @@ def score_folders(
     names = volume_names(targets)
     if not names:
         raise InputError(f"{targets}: no *.h5 file in this folder")
-    selected = _select(
-        [_target_file(targets / name, challenge) for name in names], acquisition, acceleration
-    )
+    files = [TargetFile.read(targets / name, challenge) for name in names]
+    selected = {item.path.name: item for item in select_targets(files, acquisition, acceleration)}
     predicted = set(volume_names(predictions))
-    missing = [item.path.name for item in selected if item.path.name not in predicted]
+    missing = [name for name in selected if name not in predicted]
     if missing:
         raise InputError(
             f"{predictions / missing[0]}: no such prediction "
@@ -425,12 +319,6 @@ def score_folders(
             f"{predictions / surplus[0]}: no target of this name in {targets} "
             f"({len(surplus)} such predictions)"
         )
-    with ThreadPoolExecutor(max(1, min(num_workers, MAX_THREADS))) as pool:
-        try:
-            results = pool.map(
-                lambda item: _score_file(item, predictions / item.path.name, challenge), selected
-            )
-            return list(track(results, "scoring volumes", len(selected)))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    read = ((name, read_reconstruction(predictions / name)) for name in selected)
+    tracked = track(read, "scoring volumes", len(selected))
+    return score_reconstructions(tracked, selected, predictions, num_workers)

@@ -9,27 +9,20 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from fastmri_plugin.transforms import combine_coils, zero_filled_image
-from fastmri_plugin.volumes import (
-    RECONSTRUCTION_KEY,
-    Challenge,
-    VolumeInfo,
-    open_volume,
-    read_reconstruction,
-)
+from fastmri_plugin.kspace import zero_filled
+from fastmri_plugin.volumes import RECONSTRUCTION_KEY, VolumeInfo, read_slice, stored_mask
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import atomic_path
 from img2img_recon.support.progress import Track, silent
 
 MaskOf = Callable[[VolumeInfo], "np.ndarray | None"]
-Reconstructions = Path | Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]]
 
 # Zero-filling at 4x and 8x keeps the centre of k-space and so nearly all intensity: the targets of the
 # synthetic test split lie at 0.82 to 0.98 of it. What goes wrong in practice is far outside a factor
@@ -80,10 +73,9 @@ class SubmissionReport:
 
 
 def write_submission(
-    reconstructions: Reconstructions,
+    reconstructions: Iterable[tuple[str, np.ndarray]],
     infos: Sequence[VolumeInfo],
     out_zip: Path,
-    challenge: Challenge,
     *,
     overwrite: bool = False,
     track: Track = silent,
@@ -91,11 +83,10 @@ def write_submission(
     """Write the submission of a split; the archive is whole or absent.
 
     Args:
-        reconstructions: folder of `*.h5` files, mapping, or pairs as they are made (one volume in
-            memory at a time): file name and real (slices, H, W) in the k-space's intensity units.
+        reconstructions: as they are made (one volume in memory at a time): file name and real
+            (slices, H, W) in the k-space's intensity units.
         infos: every volume of the split.
         out_zip: archive to write.
-        challenge: what the split's files hold.
         overwrite: replace an archive that exists.
         track: shows the progress over volumes.
 
@@ -106,7 +97,7 @@ def write_submission(
         InputError: the archive exists, a volume is missing, surplus, of another shape or not
             finite.
     """
-    expected = _by_name(infos, challenge)
+    expected = {info.name: info for info in infos}
     if out_zip.is_dir():
         raise InputError(f"{out_zip}: a folder, expected the name of a zip file")
     if out_zip.exists() and not overwrite:
@@ -114,8 +105,7 @@ def write_submission(
     written: set[str] = set()
     try:
         with atomic_path(out_zip) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-            pairs = _pairs(reconstructions)
-            for name, volume in track(pairs, "writing the submission", len(infos)):
+            for name, volume in track(reconstructions, "writing the submission", len(infos)):
                 if name not in expected:
                     raise InputError(f"{name}: surplus, the split has no such volume")
                 if name in written:
@@ -135,28 +125,6 @@ def write_submission(
     except OSError as error:
         raise InputError(f"{out_zip}: cannot be written ({error.strerror or error})") from None
     return out_zip
-
-
-def _by_name(infos: Sequence[VolumeInfo], challenge: Challenge) -> dict[str, VolumeInfo]:
-    axes = {"singlecoil": 3, "multicoil": 4}[challenge]
-    for info in infos:
-        if len(info.kspace_shape) != axes:
-            raise InputError(
-                f"{info.path}: kspace has shape {info.kspace_shape}, which is not {challenge}"
-            )
-    return {info.name: info for info in infos}
-
-
-def _pairs(reconstructions: Reconstructions) -> Iterator[tuple[str, np.ndarray]]:
-    if isinstance(reconstructions, Mapping):
-        yield from reconstructions.items()
-    elif isinstance(reconstructions, Path):
-        if not reconstructions.is_dir():
-            raise InputError(f"{reconstructions} is not a folder")
-        for path in sorted(reconstructions.glob("*.h5")):
-            yield path.name, read_reconstruction(path)
-    else:
-        yield from reconstructions
 
 
 def _hdf5_bytes(volume: np.ndarray) -> bytes:
@@ -190,29 +158,8 @@ def _array_problems(volume: np.ndarray, info: VolumeInfo) -> list[str]:
     return problems
 
 
-def stored_mask(info: VolumeInfo) -> np.ndarray | None:
-    """Read the volume's mask, bool (W,); None for a volume that stores none."""
-    with open_volume(info.path) as volume:
-        return np.asarray(volume["mask"]).astype(bool) if "mask" in volume else None
-
-
 def _checked_slices(num_slices: int) -> np.ndarray:
     return np.unique(np.linspace(0, num_slices - 1, CHECKED_SLICES).round().astype(int))
-
-
-def _zero_filled(info: VolumeInfo, mask: np.ndarray | None, indices: np.ndarray) -> np.ndarray:
-    with open_volume(info.path) as volume:
-        kspace = volume["kspace"]
-        try:
-            return np.stack(
-                [
-                    combine_coils(zero_filled_image(kspace[index], mask, info.image_size))
-                    for index in indices
-                ]
-            )
-        except OSError as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{info.path}: kspace cannot be read ({reason})") from None
 
 
 def _bright(image: np.ndarray) -> np.ndarray:
@@ -264,23 +211,25 @@ def _content_problems(
     """List what is wrong with a well-formed volume beside its own k-space."""
     problems = []
     indices = _checked_slices(info.num_slices)
-    zero_filled = _zero_filled(info, mask, indices)
+    reference = np.stack(
+        [zero_filled(read_slice(info.path, int(i)), mask, info.image_size) for i in indices]
+    )
     # Networks undershoot a little in the dark; a signed image is negative where there is signal.
-    bright = _bright(zero_filled)
+    bright = _bright(reference)
     negative = float((reconstruction[indices][bright] < 0).mean()) if bright.any() else 0.0
     if negative > ALLOWED_NEGATIVE:
         problems.append(
             f"{negative:.0%} of the bright pixels are negative, allowed: {ALLOWED_NEGATIVE:.0%}; "
             "magnitudes are expected"
         )
-    ratio = intensity_ratio(reconstruction[indices], zero_filled)
+    ratio = intensity_ratio(reconstruction[indices], reference)
     low, high = ALLOWED_RATIO
     if not low <= ratio <= high:
         problems.append(
             f"intensities are {ratio:.3g} times those of the zero-filled image, allowed: {low:g} "
             f"to {high:g}; the reconstruction must be in the k-space's units"
         )
-    misplaced = misplaced_slices(reconstruction, zero_filled, indices)
+    misplaced = misplaced_slices(reconstruction, reference, indices)
     # One such slice may be a poor reconstruction; most of them are another order.
     if 2 * len(misplaced) > len(indices):
         index, other = misplaced[0]
@@ -334,7 +283,6 @@ def _name_problems(members: Sequence[str], expected: Mapping[str, VolumeInfo]) -
 def check_submission(
     zip_path: Path,
     infos: Sequence[VolumeInfo],
-    challenge: Challenge,
     *,
     mask_of: MaskOf = stored_mask,
     track: Track = silent,
@@ -348,14 +296,13 @@ def check_submission(
     Args:
         zip_path: the archive.
         infos: every volume of the split.
-        challenge: what the split's files hold.
         mask_of: the columns to use of a volume; by default its stored mask, all without one.
         track: shows the progress over volumes.
 
     Raises:
         InputError: a volume of the split, not of the submission, cannot be read.
     """
-    expected = _by_name(infos, challenge)
+    expected = {info.name: info for info in infos}
     try:
         archive = zipfile.ZipFile(zip_path)
         num_bytes = zip_path.stat().st_size
@@ -384,7 +331,6 @@ def check_submission(
 def validate_submission(
     zip_path: Path,
     infos: Sequence[VolumeInfo],
-    challenge: Challenge,
     *,
     mask_of: MaskOf = stored_mask,
     track: Track = silent,
@@ -394,6 +340,6 @@ def validate_submission(
     Raises:
         InputError: the first problem, and how many more there are.
     """
-    report = check_submission(zip_path, infos, challenge, mask_of=mask_of, track=track)
+    report = check_submission(zip_path, infos, mask_of=mask_of, track=track)
     report.raise_if_invalid()
     return report

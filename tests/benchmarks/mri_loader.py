@@ -26,30 +26,29 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastmri_plugin.data import SliceDataset, volume_loader
 from fastmri_plugin.headers import Header, write_header
-from fastmri_plugin.transforms import ImageTransform, Sampling
-from fastmri_plugin.volumes import list_volumes
+from fastmri_plugin.listing import list_volumes
+from fastmri_plugin.masks import MaskSpec
+from fastmri_plugin.transforms import ImageTransform
 from img2img_recon.support.cli import flag, parse_config, run_script
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import write_json
+from img2img_recon.support.types import PositiveInt
 
 
 @dataclass(frozen=True)
 class LoaderBenchmark:
     """Time this plugin's loader and fastMRI's, in turn, on volumes of the knee set's size."""
 
-    rows: int = flag(640, help="read-out samples")
-    columns: int = flag(368, help="phase-encode columns")
-    recon_size: int = flag(320, help="side of the cropped image")
-    slices: int = flag(32, help="slices per volume")
-    volumes: int = flag(4, help="volumes")
-    accel: int = flag(4, help="acceleration")
-    repeats: int = flag(7, help="timed passes of each loader")
+    rows: PositiveInt = flag(640, help="read-out samples")
+    columns: PositiveInt = flag(368, help="phase-encode columns")
+    recon_size: PositiveInt = flag(320, help="side of the cropped image")
+    slices: PositiveInt = flag(32, help="slices per volume")
+    volumes: PositiveInt = flag(4, help="volumes")
+    accel: PositiveInt = flag(4, help="acceleration")
+    repeats: PositiveInt = flag(7, help="timed passes of each loader")
     json: Path | None = flag(None, help="write the figures to this file")
 
     def __post_init__(self) -> None:
-        for name in ("rows", "columns", "recon_size", "slices", "volumes", "accel", "repeats"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name}: given {getattr(self, name)}, allowed: 1 or more")
         if self.recon_size > min(self.rows, self.columns):
             raise InputError(
                 f"--recon_size: given {self.recon_size}, allowed: up to {min(self.rows, self.columns)}"
@@ -94,19 +93,17 @@ def largest_difference(theirs: Dataset, ours: Dataset) -> float:
 
 def measure(config: LoaderBenchmark) -> dict[str, object]:
     """Median and quartiles of slices per second for both loaders, and their ratio pass by pass."""
-    sampling = Sampling("random", (config.accel,), (0.32 / config.accel,))
+    masks = MaskSpec("random", (config.accel,), (0.32 / config.accel,))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "singlecoil_val"
         write_volumes(folder, config)
         theirs = fastmri.data.SliceDataset(
             folder,
             "singlecoil",
-            UnetDataTransform("singlecoil", sampling.mask_func(), use_seed=True),
+            UnetDataTransform("singlecoil", masks.mask_func(), use_seed=True),
         )
         ours = SliceDataset(
-            list_volumes(folder, "singlecoil"),
-            "singlecoil",
-            ImageTransform("singlecoil", sampling.mask_func(), use_seed=True),
+            list_volumes(folder, "singlecoil"), ImageTransform(masks.mask_func(), use_seed=True)
         )
         torch.set_num_threads(1)
         difference = largest_difference(theirs, ours)

@@ -1,0 +1,88 @@
+"""Flags that several MRI scripts share: data, masks, and which split is reconstructed with what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fastmri_plugin import Challenge
+from fastmri_plugin.masks import MaskSpec, MaskType, usual_center_fraction
+from img2img_recon.support.cli import flag
+from img2img_recon.support.types import NonNegativeInt, PositiveInt, UnitShare
+
+DEFAULT_ACCELERATIONS = (4,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFlags:
+    """Which data, and which k-space columns of volumes that store no mask."""
+
+    challenge: Challenge = flag(help="which fastMRI challenge", group="data", basic=True)
+    accel: tuple[PositiveInt, ...] | None = flag(
+        None,
+        help="acceleration, 4 or 8; of several, one is drawn per mask",
+        group="data",
+        basic=True,
+        aliases=("accelerations",),
+    )
+    data_path: Path | None = flag(
+        None,
+        help="folder with {challenge}_train, {challenge}_val ...; default: fastmri_dirs.yaml, else "
+        "built-in synthetic data",
+        group="data",
+        basic=True,
+    )
+    anatomy: Literal["knee", "brain"] = flag(
+        "knee", help="which path of fastmri_dirs.yaml stands in for --data_path", group="data"
+    )
+    center_fractions: tuple[UnitShare, ...] | None = flag(
+        None,
+        help="share of columns kept at the centre, one per acceleration; default: 0.32 / acceleration",
+        group="data",
+    )
+    mask_type: MaskType | None = flag(
+        None, help="fastMRI's mask type; default: random", group="data"
+    )
+
+    def __post_init__(self) -> None:
+        self.masks()
+
+    def masks(self) -> MaskSpec:
+        """The masks that the flags describe.
+
+        Raises:
+            InputError: values that are not allowed, or do not go together.
+        """
+        accel = self.accel or DEFAULT_ACCELERATIONS
+        fractions = self.center_fractions or tuple(map(usual_center_fraction, accel))
+        return MaskSpec(self.mask_type or "random", accel, fractions)
+
+    def gives_masks(self) -> bool:
+        """Whether a flag about the masks was given."""
+        flags = (self.mask_type, self.accel, self.center_fractions)
+        return any(given is not None for given in flags)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitFlags(DataFlags):
+    """Which split is reconstructed, and with which trained runs and methods."""
+
+    run: tuple[Path, ...] | None = flag(
+        None, help="run folder or checkpoint file; may be repeated", basic=True
+    )
+    method: tuple[str, ...] | None = flag(
+        None,
+        help="method without training: zero_filled, tv, l1_wavelet; may be repeated",
+        basic=True,
+    )
+    test_split: Literal["test", "challenge", "val"] = flag(
+        "test", help="split of --data_path", group="data", basic=True
+    )
+    test_path: Path | None = flag(
+        None, help="folder of volumes, in place of a split of --data_path", group="data", basic=True
+    )
+    accelerator: str = flag("auto", help="where networks run: auto, cpu, gpu, mps", basic=True)
+    batch_size: PositiveInt = flag(1, help="slices per batch (of one size)", basic=True)
+    num_workers: NonNegativeInt = flag(0, help="loader processes")
+    progress: bool = flag(True, help="progress bars", basic=True)

@@ -1,0 +1,18 @@
+"""What is used of fastMRI, or one line on how to install it; Lightning's part is in `lightning2`."""
+
+from __future__ import annotations
+
+from img2img_recon.support.errors import InputError
+
+INSTALL = (
+    "pip install --no-deps fastmri, then pip install h5py ismrmrd pandas pyyaml requests runstats sigpy "
+    "(without --no-deps, fastmri brings torchvision and with it another build of torch)"
+)
+
+try:
+    from fastmri.data.subsample import MaskFunc, create_mask_for_mask_type
+    from fastmri.data.transforms import UnetDataTransform, VarNetDataTransform
+except ImportError as error:
+    raise InputError(f"fastmri cannot be imported ({error}); {INSTALL}") from None
+
+__all__ = ["MaskFunc", "UnetDataTransform", "VarNetDataTransform", "create_mask_for_mask_type"]

@@ -1,0 +1,189 @@
+"""Scores of many volumes: means over groups of volumes, as tables and as JSON.
+
+A group's figure is the mean over volumes, whatever their numbers of slices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastmri_plugin.scoring import METRICS, ScoredVolume
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """Scores of a group of volumes.
+
+    Attributes:
+        acquisition: the group's acquisition, None for all.
+        acceleration: the group's acceleration, None for all.
+        volumes: how many volumes.
+        mean: mean over volumes by metric.
+        std: sample standard deviation over volumes by metric, 0 for a single volume.
+    """
+
+    acquisition: str | None
+    acceleration: int | None
+    volumes: int
+    mean: Mapping[str, float]
+    std: Mapping[str, float]
+
+    @property
+    def label(self) -> str:
+        """The group in words."""
+        parts = []
+        if self.acquisition is not None:
+            parts.append(self.acquisition or "acquisition not stored")
+        if self.acceleration is not None:
+            parts.append(f"{self.acceleration}x")
+        return " ".join(parts) or "all"
+
+
+def summarise(scores: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Mean over volumes of each metric; empty without a volume."""
+    return {name: float(np.mean(values)) for name, values in _columns(scores).items()}
+
+
+def _columns(scores: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
+    rows = list(scores)
+    names = [name for name in METRICS if rows and all(name in row for row in rows)]
+    return {name: [row[name] for row in rows] for name in names}
+
+
+def _row(
+    volumes: Sequence[ScoredVolume], acquisition: str | None, acceleration: int | None
+) -> ScoreRow:
+    scores = [volume.scores for volume in volumes]
+    std = {
+        name: float(np.std(values, ddof=1))
+        if len(values) > 1 and np.isfinite(values).all()
+        else 0.0
+        for name, values in _columns(scores).items()
+    }
+    return ScoreRow(acquisition, acceleration, len(volumes), summarise(scores), std)
+
+
+def group_scores(volumes: Sequence[ScoredVolume]) -> list[ScoreRow]:
+    """One row for all volumes, one per acquisition, one per acceleration, one per pair of them.
+
+    Pairs are listed where there are several acquisitions and several accelerations; volumes that
+    store no acceleration are in no acceleration's row.
+    """
+    acquisitions = sorted({volume.acquisition for volume in volumes})
+    accelerations = sorted({v.acceleration for v in volumes if v.acceleration is not None})
+    keys: list[tuple[str | None, int | None]] = [(None, None)]
+    keys += [(acquisition, None) for acquisition in acquisitions]
+    keys += [(None, acceleration) for acceleration in accelerations]
+    if len(acquisitions) > 1 and len(accelerations) > 1:
+        keys += [(one, other) for one in acquisitions for other in accelerations]
+    rows = []
+    for acquisition, acceleration in keys:
+        members = [
+            volume
+            for volume in volumes
+            if acquisition in (None, volume.acquisition)
+            and acceleration in (None, volume.acceleration)
+        ]
+        if members:
+            rows.append(_row(members, acquisition, acceleration))
+    return rows
+
+
+def groups_table(methods: Mapping[str, Sequence[ScoreRow]], by_method: bool = True) -> Table:
+    """Format groups for the terminal: mean and, as fastMRI, +/- two standard deviations.
+
+    Args:
+        methods: rows of the same groups by method; each group has a line for each, the best SSIM last.
+        by_method: whether the methods' names are shown.
+    """
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("volumes of")
+    table.add_column("number", justify="right")
+    if by_method:
+        table.add_column("method")
+    for name in METRICS:
+        table.add_column(name.upper(), justify="right")
+    for position, row in enumerate(next(iter(methods.values()))):
+        first = (row.label, str(row.volumes))
+        lines = [(method, rows[position]) for method, rows in methods.items()]
+        for method, line in sorted(lines, key=lambda item: item[1].mean["ssim"]):
+            figures = [f"{line.mean[name]:.4g} +/- {2 * line.std[name]:.2g}" for name in METRICS]
+            table.add_row(*first, *([method] if by_method else []), *figures)
+            first = ("", "")
+        if by_method:
+            table.add_section()
+    return table
+
+
+def scores_table(
+    methods: Mapping[str, Mapping[str, Mapping[str, float]]], most_volumes: int = 8
+) -> Table:
+    """Format scores by method and file name: a section per volume, then the means, best SSIM last.
+
+    Of more than `most_volumes` volumes only the means are shown.
+    """
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("volume", "method"):
+        table.add_column(heading)
+    for heading in ("NMSE", "PSNR (dB)", "SSIM"):
+        table.add_column(heading, justify="right")
+
+    def add_section(label: str, scores: Mapping[str, Mapping[str, float]]) -> None:
+        for method, row in sorted(scores.items(), key=lambda item: item[1]["ssim"]):
+            figures = (f"{row['nmse']:.4f}", f"{row['psnr']:.2f}", f"{row['ssim']:.4f}")
+            table.add_row(label, method, *figures)
+            label = ""
+        table.add_section()
+
+    names = sorted(set().union(*methods.values()))
+    if len(names) <= most_volumes:
+        for name in names:
+            add_section(name, {m: scores[name] for m, scores in methods.items() if name in scores})
+    means = {method: summarise(volumes.values()) for method, volumes in methods.items() if volumes}
+    add_section(f"mean of {len(names)}", means)
+    return table
+
+
+def scores_json(volumes: Sequence[ScoredVolume], rows: Sequence[ScoreRow]) -> dict[str, Any]:
+    """Content for a JSON file: every group's means and deviations, every volume's scores.
+
+    The PSNR of a perfect reconstruction is infinite, which JSON lacks; it becomes null.
+    """
+
+    def plain(scores: Mapping[str, float]) -> dict[str, float | None]:
+        return {name: value if math.isfinite(value) else None for name, value in scores.items()}
+
+    return {
+        "groups": [
+            {
+                "label": row.label,
+                "acquisition": row.acquisition,
+                "acceleration": row.acceleration,
+                "volumes": row.volumes,
+                "mean": plain(row.mean),
+                "std": plain(row.std),
+            }
+            for row in rows
+        ],
+        "volumes": {
+            volume.name: {
+                "acquisition": volume.acquisition,
+                "acceleration": volume.acceleration,
+                "slices": volume.slices,
+                **plain(volume.scores),
+            }
+            for volume in volumes
+        },
+    }

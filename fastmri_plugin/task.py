@@ -1,0 +1,354 @@
+"""The MRI task: flags, recipes, and what a training prepares, builds, scores and leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from fastmri_plugin.demo_data import SIZES
+from fastmri_plugin.dirs import configured_data_path, log_path
+from fastmri_plugin.flags import DataFlags
+from fastmri_plugin.methods import METHODS
+from img2img_recon.support.cli import flag
+from img2img_recon.support.errors import InputError, named
+from img2img_recon.support.types import UnitShare
+from img2img_recon.training.options import TrainingFlags
+from img2img_recon.training.run_folder import RunFolder, config_hash
+from img2img_recon.training.task import PreparedRun, Report, Task, TrainingParts, Workload
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fastmri_plugin.volumes import VolumeInfo
+    from img2img_recon.networks.zoo import Row
+
+
+class Recipe(NamedTuple):
+    """Defaults that depend on the data: of flags, and of networks' options by model."""
+
+    flags: Mapping[str, Any]
+    networks: Mapping[str, Mapping[str, Any]]
+
+
+# The paper's fastMRI networks and recipe (arXiv:2202.02018 and its code).
+PAPER = Recipe(
+    {
+        "max_epochs": 40,
+        "lr": 5e-4,
+        "lr_interval": "epoch",
+        "batch_size": 1,
+        "gradient_clip_val": 1.0,
+        "gradient_clip_norm_type": 1.0,
+        "baselines": ("zero_filled",),
+        "num_workers": 4,
+    },
+    {
+        "img2img_mixer": {"patch_size": 4, "embed_dim": 128, "depth": 16, "mlp_ratio": 8},
+        "unet": {"chans": 32},
+        "vit": {"embed_dim": 396, "depth": 4, "num_heads": 9},
+    },
+)
+# A few minutes on two cores: what the built-in synthetic data are trained with.
+LAPTOP = Recipe(
+    {
+        "max_epochs": 20,
+        "lr": 2e-3,
+        "lr_interval": "step",
+        "batch_size": 2,
+        "gradient_clip_val": 1.0,
+        "gradient_clip_norm_type": 2.0,
+        "baselines": tuple(METHODS),
+        "num_workers": 0,
+    },
+    {
+        "img2img_mixer": {"patch_size": 4, "embed_dim": 48, "depth": 6, "mlp_ratio": 2},
+        "linear_mixer": {"patch_size": 4, "embed_dim": 48, "depth": 6, "mlp_ratio": 2},
+        "multires_mixer": {"embed_dim": 24},
+        "original_mixer": {"patch_size": 4, "embed_dim": 64, "depth": 4},
+        "vit": {"embed_dim": 176, "depth": 2, "num_heads": 4},
+        "dncnn": {"depth": 8},
+        "unet": {"chans": 16},
+        "fastmri_unet": {"chans": 16},
+        "fastmri_varnet": {"num_cascades": 4, "chans": 8, "sens_chans": 4},
+    },
+)
+
+# fastMRI's own modules, with the options of theirs that are flags.
+FASTMRI_MODELS: dict[str, dict[str, Any]] = {
+    "fastmri_unet": {
+        "in_chans": 1,
+        "out_chans": 1,
+        "chans": 32,
+        "num_pool_layers": 4,
+        "drop_prob": 0.0,
+    },
+    "fastmri_varnet": {
+        "num_cascades": 12,
+        "pools": 4,
+        "chans": 18,
+        "sens_pools": 4,
+        "sens_chans": 8,
+    },
+}
+
+# Slices of fastMRI's knee training sets, and the size of most images.
+TRAIN_SLICES = {"singlecoil": 34_742, "multicoil": 34_742}
+IMAGE_SIZE = (320, 320)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(TrainingFlags, DataFlags):
+    """Train a reconstruction network on fastMRI volumes, score it and export what it reconstructs."""
+
+    sample_rate: UnitShare | None = flag(
+        None, help="share of the training slices, (0, 1]", group="data", basic=True
+    )
+    volume_sample_rate: UnitShare | None = flag(
+        None, help="share of the training volumes, (0, 1]", group="data"
+    )
+    lr_interval: Literal["epoch", "step"] | None = flag(
+        None, help="when the one-cycle schedule steps", group="training"
+    )
+    baselines: tuple[str, ...] | None = flag(
+        None,
+        help="methods to score beside: zero_filled tv l1_wavelet; default: all on the built-in data, "
+        "zero_filled elsewhere",
+        basic=True,
+    )
+    mode: Literal["train", "test"] = flag(
+        "train", help="train and score, or reconstruct a test split with a trained run", basic=True
+    )
+    test_split: Literal["test", "challenge", "val"] = flag("test", help="split for --mode test")
+    test_path: Path | None = flag(None, help="folder of test volumes, for --mode test")
+    out: Path | None = flag(
+        None, help="where --mode test writes; default: RUN/predictions/, named by the data"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sample_rate is not None and self.volume_sample_rate is not None:
+            raise InputError(
+                "--sample_rate and --volume_sample_rate: only one of the two can be given"
+            )
+
+
+@dataclass(frozen=True)
+class MriRun(PreparedRun):
+    """A run with its data.
+
+    Attributes:
+        data_path: the data folder.
+        builtin: whether that is the synthetic one.
+        train: training volumes.
+        val: validation volumes.
+    """
+
+    data_path: Path
+    builtin: bool
+    train: list[VolumeInfo]
+    val: list[VolumeInfo]
+
+
+class MriTask(Task[TrainConfig, MriRun]):
+    """Accelerated MRI: zero-filled or measured k-space to magnitude images."""
+
+    name = "mri"
+    config_class = TrainConfig
+    monitor = "val_metrics/ssim"
+    not_identity = ("anatomy", "mode", "out", "test_path", "test_split")
+
+    def models(self) -> Mapping[str, Row]:
+        """The networks of the zoo and fastMRI's own modules."""
+        from img2img_recon.networks import zoo
+
+        own = {name: zoo.Model(None, options) for name, options in FASTMRI_MODELS.items()}
+        return {**zoo._TABLE, **own}
+
+    def resolve(self, given: TrainConfig) -> TrainConfig:
+        """See `Task`; `data_path` stays None for the built-in data."""
+        data_path = given.data_path or configured_data_path(given.anatomy)
+        recipe = LAPTOP if data_path is None else PAPER
+        # fastMRI's modules keep their own learning rate and schedule; its VarNet takes one slice.
+        own = given.model in FASTMRI_MODELS
+        varnet = {"batch_size": 1} if given.model == "fastmri_varnet" else {}
+        config = given.filled({**recipe.flags, **varnet}, ("lr", "lr_interval") if own else ())
+        masks = config.masks()
+        for name in config.baselines or ():
+            if name not in METHODS:
+                raise InputError(f"--baselines: given {name}, allowed: {', '.join(METHODS)}")
+        if config.model == "fastmri_varnet":
+            if config.challenge != "multicoil":
+                raise InputError("--model: fastmri_varnet needs --challenge multicoil")
+            if (config.batch_size or 1) > 1:
+                raise InputError(
+                    f"--batch_size: given {config.batch_size}, allowed: 1 (fastmri_varnet takes one slice)"
+                )
+        options = {**recipe.networks.get(config.model, {}), **config.options}
+        size = IMAGE_SIZE if data_path else (SIZES[config.challenge].recon,) * 2
+        complete = self._complete(config.model, options, size)
+        assumed = "img_size" in complete and "img_size" not in options
+        return replace(
+            config,
+            data_path=data_path,
+            mask_type=masks.mask_type,
+            accel=masks.accelerations,
+            center_fractions=masks.center_fractions,
+            options=complete,
+            assumed=("img_size",) if assumed else config.assumed,
+        )
+
+    def _complete(
+        self, model: str, options: Mapping[str, Any], size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """All of the network's options for images of this size.
+
+        Raises:
+            InputError: no such model, or an option that it lacks.
+        """
+        from img2img_recon.networks.zoo import complete_config
+
+        if model in FASTMRI_MODELS:
+            known = FASTMRI_MODELS[model]
+            for key in options:
+                if key not in known:
+                    raise InputError(
+                        f"--{key}: {model} has no such option; it has: {', '.join(known)}"
+                    )
+            return {**known, **options}
+        if model not in (models := self.models()):
+            raise InputError(f"--model: given {model}, allowed: {', '.join(models)}")
+        return complete_config(model, {"in_chans": 1, "out_chans": 1, **options}, size)
+
+    def workload(self, config: TrainConfig) -> Workload:
+        """See `Task`; of the user's own data fastMRI's numbers are taken."""
+        if config.data_path is None:
+            sizes = SIZES[config.challenge]
+            slices, size = sizes.train_slices, (sizes.recon, sizes.recon)
+        else:
+            slices, size = TRAIN_SLICES[config.challenge], IMAGE_SIZE
+        share = config.sample_rate or config.volume_sample_rate or 1.0
+        images = max(round(slices * share), 1)
+        return Workload(size, images, images * (config.max_epochs or 1))
+
+    def network(self, config: TrainConfig) -> nn.Module:
+        """See `Task`."""
+        from fastmri_plugin.module import build_network
+
+        return build_network(config.model, config.options)
+
+    def identity(self, config: TrainConfig) -> dict[str, Any]:
+        """See `Task`."""
+        content = super().identity(config)
+        return content if config.model in FASTMRI_MODELS else content | {"wrapper": "normalized"}
+
+    def default_run(self, config: TrainConfig, content: Mapping[str, Any]) -> Path:
+        """`runs/<challenge>-<model>-<accelerations>x-<hash>`."""
+        accelerations = "-".join(map(str, config.accel or ()))
+        name = f"{config.challenge}-{config.model}-{accelerations}x-{config_hash(content)}"
+        return log_path() / "runs" / name
+
+    def prepare(self, config: TrainConfig, report: Report) -> MriRun:
+        """See `Task`; broken training volumes are named and left out."""
+        from fastmri_plugin.data import most_common_size
+        from fastmri_plugin.listing import list_volumes, split_folder
+        from fastmri_plugin.splits import find_data
+        from img2img_recon.training.runner import track_of
+
+        track = track_of(config.progress)
+        data_path, builtin = find_data(config, report, track)
+
+        def skip(error: InputError) -> None:
+            report(f"skipped: {error}")
+
+        def volumes(split: str) -> list[VolumeInfo]:
+            with named("--data_path"):
+                folder = split_folder(data_path, config.challenge, split)
+            return list_volumes(
+                folder,
+                config.challenge,
+                require_target=True,
+                on_broken=skip if split == "train" else None,
+                track=track,
+            )
+
+        train, val = volumes("train"), volumes("val")
+        if config.assumed:
+            known = {k: v for k, v in config.options.items() if k not in config.assumed}
+            size = most_common_size(train)
+            options = self._complete(config.model, known, size)
+            if options != config.options:
+                report(
+                    f"The images of {data_path} are {size[0]} x {size[1]}; so is the network's grid."
+                )
+            config = replace(config, options=options)
+        content = self.identity(config)
+        run = RunFolder(config.run or self.default_run(config, content))
+        return MriRun(config, run, content, report, track, data_path, builtin, train, val)
+
+    def build(self, prepared: MriRun) -> TrainingParts:
+        """See `Task`."""
+        import pytorch_lightning as pl
+
+        from fastmri_plugin.data import SliceDataModule, SliceDataset, sample_slices
+        from fastmri_plugin.module import build_module
+        from fastmri_plugin.transforms import build_transform
+        from img2img_recon.training.trainer import compile_networks, make_trainer
+
+        config: TrainConfig = prepared.config
+        masks = config.masks()
+        pl.seed_everything(config.seed, verbose=False)
+        module = build_module(
+            config.model, config.options, config.lr, config.lr_interval or "epoch"
+        )
+        if config.compile:
+            compile_networks(module)
+
+        def dataset(volumes: list[VolumeInfo], seeded_masks: bool, slices: Any) -> SliceDataset:
+            transform = build_transform(
+                config.model, config.challenge, masks.mask_func(), use_seed=seeded_masks
+            )
+            return SliceDataset(volumes, transform, config.seed, slices)
+
+        sampled = sample_slices(
+            prepared.train, config.sample_rate, config.volume_sample_rate, config.seed
+        )
+        data = SliceDataModule(
+            train=dataset(prepared.train, False, sampled),
+            val=dataset(prepared.val, True, None),
+            batch_size=config.batch_size or 1,
+            num_workers=config.num_workers or 0,
+            seed=config.seed,
+        )
+        trainer = make_trainer(
+            prepared.run, prepared.content, config, self.monitor, self.monitor_mode
+        )
+        return TrainingParts(module, data, trainer)
+
+    def describe(self, prepared: MriRun, parts: TrainingParts) -> str:
+        """See `Task`."""
+        from img2img_recon.training.runner import count_parameters
+
+        data: Any = parts.data
+        return (
+            f"{prepared.config.model}: {count_parameters(parts.module):,} parameters; "
+            f"{len(data.train)} training slices of {len(prepared.train)} volumes, "
+            f"{len(data.val)} validation slices of {len(prepared.val)}"
+        )
+
+    def score(self, prepared: MriRun) -> dict[str, Any]:
+        """See `Task`."""
+        from fastmri_plugin.results import score
+
+        return score(prepared)
+
+    def finish(self, prepared: MriRun) -> None:
+        """Export the built-in data's test split as a validated submission."""
+        from fastmri_plugin.results import SUBMISSION, export_test_split
+
+        if prepared.builtin and not (prepared.run.path / SUBMISSION).exists():
+            export_test_split(prepared)
+
+
+TASK = MriTask()

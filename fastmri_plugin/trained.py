@@ -1,0 +1,100 @@
+"""A trained run as a way to reconstruct volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastmri_plugin import Challenge
+from fastmri_plugin.data import SliceDataset, volume_loader
+from fastmri_plugin.masks import MaskSpec
+from fastmri_plugin.methods import Reconstructor
+from fastmri_plugin.module import build_module
+from fastmri_plugin.transforms import build_transform
+from fastmri_plugin.volumes import VolumeInfo
+from img2img_recon.support.errors import InputError
+from img2img_recon.support.progress import Track, silent
+from img2img_recon.trained import load_weights, read_run
+from img2img_recon.training.run_folder import RunFolder
+from img2img_recon.training.trainer import pick_device
+
+
+class TrainedNetwork(Reconstructor):
+    """A trained run, or one of its checkpoints.
+
+    Args:
+        source: run folder or checkpoint file of fastmri_plugin/train.py.
+        accelerator: where it runs, as Lightning calls it.
+        batch_size: slices per batch (of one size).
+        num_workers: loader processes.
+
+    Attributes:
+        challenge: what it was trained for.
+        masks: what it was trained with.
+        chosen: by method, what the run's baselines settled on its training volumes.
+
+    Raises:
+        InputError: no checkpoint, not one of this plugin, or weights of another network.
+    """
+
+    def __init__(
+        self, source: Path, accelerator: str = "cpu", batch_size: int = 1, num_workers: int = 0
+    ) -> None:
+        config, checkpoint, path = read_run(source, ("mri",), "fastmri_plugin/train.py")
+        module = build_module(
+            config["model"], config["options"], config["lr"], config["lr_interval"]
+        )
+        load_weights(module, checkpoint, path)
+        self.source = source
+        self.name = self.model = config["model"]
+        self.challenge: Challenge = config["challenge"]
+        self.masks = MaskSpec(
+            config["mask_type"], tuple(config["accel"]), tuple(config["center_fractions"])
+        )
+        self.chosen: dict[str, dict[str, Any]] = (RunFolder(source).metrics() or {}).get(
+            "method_settings", {}
+        )
+        if self.model == "fastmri_varnet" and batch_size > 1:
+            raise InputError(
+                f"--batch_size: given {batch_size}, allowed: 1 (fastmri_varnet takes one slice)"
+            )
+        self.device = pick_device(accelerator)
+        self.module = module.eval().to(self.device)
+        self.batch_size, self.num_workers = batch_size, num_workers
+
+    def reconstruct(
+        self, infos: Sequence[VolumeInfo], masks: MaskSpec, track: Track = silent
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """See `Reconstructor`; volumes with a stored mask come first."""
+        total = sum(info.num_slices for info in infos)
+        name, images = None, []
+        for fname, image in track(self._slices(infos, masks), "reconstructing", total):
+            if name is not None and fname != name:
+                yield name, np.stack(images)
+                images = []
+            name = fname
+            images.append(image)
+        if name is not None:
+            yield name, np.stack(images)
+
+    def _slices(
+        self, infos: Sequence[VolumeInfo], masks: MaskSpec
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        with torch.inference_mode():
+            for index, batch in enumerate(self._batches(infos, masks)):
+                moved = self.module.transfer_batch_to_device(batch, self.device, 0)
+                logs = self.module.test_step(moved, index)
+                for fname, image in zip(logs["fname"], logs["output"], strict=True):
+                    yield fname, np.asarray(image, dtype=np.float32)
+
+    def _batches(self, infos: Sequence[VolumeInfo], masks: MaskSpec) -> Iterator[Any]:
+        for with_mask, mask_func in ((True, None), (False, masks.mask_func())):
+            group = [info for info in infos if info.has_mask == with_mask]
+            if group:
+                transform = build_transform(self.model, self.challenge, mask_func, use_seed=True)
+                dataset = SliceDataset(group, transform)
+                yield from volume_loader(dataset, self.batch_size, self.num_workers)
