@@ -251,7 +251,7 @@ class Regularized(SliceReconstructor):
 
         from fastmri_plugin.compressed_sensing import reconstruct_slice
         from fastmri_plugin.volumes import read_target
-        from img2img_recon.metrics import ssim
+        from img2img_recon.metrics import volume_ssim
 
         if not self.candidates:
             raise InputError(f"{self.name}: no regularization to choose from")
@@ -275,7 +275,7 @@ class Regularized(SliceReconstructor):
         for (info, index), images in zip(chosen, results, strict=True):
             target = read_target(info)[index : index + 1]
             data_range = float(info.max_value or target.max())
-            totals += [ssim(target, image[None], data_range=data_range) for image in images]
+            totals += [volume_ssim(target, image[None], data_range=data_range) for image in images]
         return dict(zip(self.candidates, (totals / len(chosen)).tolist(), strict=True))
 
     def settings(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from fastmri_plugin.lightning2 import MriModule, UnetModule, VarNetModule, on_lightning2
 from fastmri_plugin.transforms import ImageSample
-from img2img_recon.losses import ssim_loss
+from img2img_recon.metrics import ssim_loss
 from img2img_recon.networks.zoo import build_model
 from img2img_recon.training.trainer import one_cycle
 from img2img_recon.wrappers import AnySize, Normalized

@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from img2img_recon.losses import SSIMLoss
+    from img2img_recon.metrics import SSIMLoss
     from img2img_recon.networks.mixers import Img2ImgMixer
     from img2img_recon.networks.published import load_reference_checkpoint
     from img2img_recon.networks.zoo import build_model, list_models, model_config
@@ -41,7 +41,7 @@ _HOME = {
     "InputError": "support.errors",
     "Normalized": "wrappers",
     "Residual": "wrappers",
-    "SSIMLoss": "losses",
+    "SSIMLoss": "metrics",
     "build_model": "networks.zoo",
     "list_models": "networks.zoo",
     "load": "trained",

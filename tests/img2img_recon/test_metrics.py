@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from img2img_recon import InputError, SSIMLoss
-from img2img_recon.losses import ssim, ssim_loss
-from img2img_recon.metrics import nmse, psnr, volume_scores
-from img2img_recon.metrics import ssim as volume_ssim
+from img2img_recon.metrics import nmse, psnr, ssim, ssim_loss, volume_scores, volume_ssim
 
 
 def pair(scale: float = 1.0, shape: tuple[int, ...] = (3, 1, 33, 41)) -> tuple[Tensor, Tensor]:
