@@ -1,1 +1,6 @@
-"""SLURM through submitit: scaling sweeps as job arrays of ordinary training runs, their results and figures."""
+"""Scaling sweeps as job arrays of ordinary training runs."""
+
+from pathlib import Path
+
+# Resources and flags for all sweeps of a place, if it is in the working directory.
+SITE_FILE = Path("cluster_site.yaml")

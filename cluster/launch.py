@@ -9,164 +9,160 @@ on each; everything else is the command's own.
 
 from __future__ import annotations
 
-import importlib
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from cluster import control, local_queue, slurm_queue
-from cluster.folder import SweepFolder
-from cluster.grid import DATA_FLAGS, read_site_resources
-from cluster.jobs import ScriptJob
-from cluster.queues import Cluster
-from cluster.resources import Resources, check_placement, placement
-from cluster.tasks import PACKAGES, plain
-from img2img_recon.support.cli import flag, parse_config, run_script, underscore_flags
+from cluster.queues import DEFAULT_QUEUE, Queue, QueueWord, make_queue
+from img2img_recon.support.cli import flag, parse_config, run_script
 from img2img_recon.support.errors import InputError
-from img2img_recon.training.run_folder import config_hash
+from img2img_recon.support.types import NonNegativeInt, PositiveFloat, PositiveInt
+
+if TYPE_CHECKING:
+    from cluster.resources import Resources
+    from cluster.runs import Sweep
+    from cluster.sweep_folder import SweepFolder
 
 PROJECT = Path(__file__).resolve().parent.parent
 LAUNCHES = Path("launches")
+AS_SBATCH = "as sbatch takes it"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchArguments:
     """Run one training command as one job: launch.py [flags] -- SCRIPT.py [the script's flags]."""
 
-    nodes: int = flag(1, help="machines")
-    gpus_per_node: int | None = flag(None, help="GPUs on each; 0 trains on the CPU; default: 0")
-    tasks_per_node: int | None = flag(None, help="processes on each; default: one per GPU")
-    cpus_per_task: int | None = flag(None, help="cores per process; default: 1")
-    mem_gb: float | None = flag(None, help="memory of each machine")
-    timeout_min: int | None = flag(None, help="minutes until the job queues again; default: 1440")
-    signal_delay_s: int | None = flag(None, help="how long before that it is warned; default: 120")
-    grace_s: int | None = flag(None, help="how long it may take to save; default: 20")
-    partition: str | None = flag(None, help="as sbatch takes it")
-    account: str | None = flag(None, help="as sbatch takes it")
-    qos: str | None = flag(None, help="as sbatch takes it")
-    constraint: str | None = flag(None, help="as sbatch takes it")
-    setup: tuple[str, ...] | None = flag(None, help="shell commands before the training")
-    cluster: Cluster = flag("slurm", help="slurm, local or debug")
-    folder: Path | None = flag(None, help="records and logs; default: launches/, by the command")
-    site: Path | None = flag(None, help="site file with resources; default: cluster_site.yaml")
-    dry_run: bool = flag(False, help="print the batch script, submit nothing")
+    nodes: PositiveInt | None = flag(None, help="machines; default: 1", basic=True)
+    gpus_per_node: NonNegativeInt | None = flag(
+        None, help="GPUs on each; 0 trains on the CPU; default: 0", basic=True
+    )
+    tasks_per_node: PositiveInt | None = flag(
+        None, help="processes on each; default: one per GPU", basic=True
+    )
+    cpus_per_task: PositiveInt | None = flag(None, help="cores per process; default: 1", basic=True)
+    mem_gb: PositiveFloat | None = flag(None, help="memory of each machine", basic=True)
+    timeout_min: str | None = flag(
+        None, help="minutes (or 24:00:00) until the job queues again; default: 1440", basic=True
+    )
+    signal_delay_s: PositiveInt | None = flag(
+        None, help="how long before that it is warned; default: 120", basic=True
+    )
+    grace_s: NonNegativeInt | None = flag(
+        None, help="how long it may take to save; default: 20", basic=True
+    )
+    partition: str | None = flag(None, help=AS_SBATCH, basic=True)
+    account: str | None = flag(None, help=AS_SBATCH, basic=True)
+    qos: str | None = flag(None, help=AS_SBATCH, basic=True)
+    constraint: str | None = flag(None, help=AS_SBATCH, basic=True)
+    setup: tuple[str, ...] | None = flag(
+        None, help="shell commands before the training", basic=True
+    )
+    cluster: QueueWord = flag(DEFAULT_QUEUE, help="where it runs", basic=True)
+    folder: Path | None = flag(
+        None, help="records and logs; default: launches/, by the command", basic=True
+    )
+    site: Path | None = flag(
+        None, help="site file with resources; default: cluster_site.yaml", basic=True
+    )
+    dry_run: bool = flag(False, help="print what would be submitted, submit nothing", basic=True)
 
 
-@dataclass(frozen=True)
-class Command:
-    """A checked training command.
+def resources_of(arguments: LaunchArguments) -> Resources:
+    """What the site file and the flags ask for.
 
-    Attributes:
-        module: of the script.
-        words: its command line, without the run's folder.
-        run_dir: the folder that was asked for, if any.
-        id: hash of the script and of what its flags mean, whatever their order.
+    Raises:
+        InputError: values that do not go together.
     """
+    from cluster.document import spell, validated
+    from cluster.resources import Resources
+    from cluster.sweep_file import read_site
 
-    module: str
-    words: tuple[str, ...]
-    run_dir: Path | None
-    id: str
+    _, site = read_site(arguments.site)
+    given = {name: getattr(arguments, name, None) for name in Resources.model_fields}
+    own = {name: value for name, value in given.items() if value is not None}
+    return validated(
+        Resources,
+        {**site.resources, **own},
+        lambda place, why: InputError(f"--{spell(place)}: {why}"),
+    )
 
 
-def read_command(words: Sequence[str], resources: Resources) -> Command:
-    """Check a training command before anything is submitted.
+def read_command(words: Sequence[str], resources: Resources) -> Sweep:
+    """A training command as a sweep of one run, checked before anything is submitted.
+
+    The sweep is named by what the command's flags mean, whatever their order.
 
     Raises:
         InputError: no such script, or flags that it refuses.
     """
+    from cluster.resources import check_placement, placement
+    from cluster.runs import Run, Sweep
+    from cluster.tasks import TASKS, TaskFlags, absolute, as_json, task_of
+    from img2img_recon.training.run_folder import config_hash
+
     if not words:
         raise InputError("after --: nothing given, allowed: a training script and its flags")
     given = Path(words[0])
     path = given if given.is_absolute() else PROJECT / given
-    packages = sorted(set(PACKAGES.values()))
-    if path.parent.name not in packages or path.parent.parent != PROJECT or not path.is_file():
-        allowed = ", ".join(f"{package}/train.py" for package in packages)
+    packages = {place.partition(".")[0]: word for word, place in TASKS.items()}
+    scripts = {PROJECT / package / "train.py": word for package, word in packages.items()}
+    if path not in scripts:
+        allowed = ", ".join(str(script.relative_to(PROJECT)) for script in scripts)
         raise InputError(f"after --: given {words[0]}, allowed: {allowed}")
-    module = importlib.import_module(f"{path.parent.name}.{path.stem}")
-    config_class = getattr(module, "TrainConfig", None)
-    if config_class is None or not hasattr(module, "main"):
-        raise InputError(f"after --: {words[0]} trains nothing; allowed: the packages' train.py")
-    flags = underscore_flags(words[1:])
-    names = {word.partition("=")[0] for word in flags if word.startswith("--")}
-    for name, value in placement(resources).items():
-        if f"--{name}" not in names:
-            flags += [f"--{name}", str(value)]
-    if not {"--progress", "--no_progress"} & names:
-        flags.append("--no_progress")
-    config = parse_config(config_class, flags)
-    check_placement(config.devices, config.num_nodes, resources, "--")
+    task = task_of(scripts[path])
+    config = parse_config(task.config_class, words[1:], models=task.models())
     if getattr(config, "mode", "train") != "train":
         raise InputError(f"--mode: given {config.mode}, allowed: train")
-    for key in DATA_FLAGS:
-        folder = getattr(config, key, None)
-        if folder is not None and not folder.is_dir():
-            raise InputError(f"--{key}: {folder} is not a folder that can be read here")
-    script = f"{path.parent.name}.{path.stem}"
-    meaning = {key: value for key, value in plain(vars(config)).items() if key != "run_dir"}
-    own_id = config_hash({"module": script, "config": meaning, "run_dir": str(config.run_dir)})
-    return Command(script, tuple(flags), config.run_dir, own_id)
+    word = getattr(config, "task", task.name)
+    flags = TaskFlags(word)
+    values = {**vars(config), **config.options}
+    named = {
+        name: as_json(absolute(values[name]))
+        for name, item in flags.flags.items()
+        if values.get(name) != item.default and values.get(name) is not None
+    }
+    complete = {**placement(resources), **named, **flags.own}
+    resolved = task_of(word).resolve(task_of(word).config(complete))
+    check_placement(resolved.devices, resolved.num_nodes, resources)
+    own_id = config_hash({"id": flags.run_id(complete), "run": complete.get("run")})
+    data_path = complete.get("data_path")
+    return Sweep(
+        name=f"{word}-{own_id}",
+        file=path,
+        task=word,
+        runs=(Run(own_id, word, complete, {}, {}, resources),),
+        data_paths={} if data_path is None else {data_path: "--data_path"},
+    )
 
 
-def launch(command: Command, resources: Resources, cluster: Cluster, folder: SweepFolder) -> str:
+def launch(sweep: Sweep, words: Sequence[str], queue: Queue, folder: SweepFolder) -> str:
     """Submit a command as one job; what became of it, in one line.
 
     A command that is in the queue, runs or is finished is not submitted again; one that failed is.
 
     Raises:
-        InputError: the cluster or the folder cannot be used.
+        InputError: the queue or the folder cannot be used.
     """
-    run_id = folder.path.name
-    if cluster == "slurm":
-        slurm_queue.check_slurm()
-    else:
-        local_queue.check_local(cluster, resources, dashes="--")
-    run = folder.run(run_id)
-    job = ScriptJob(
-        run_id=run_id,
-        task=command.module,
-        config={},
-        sweep_folder=str(folder.path.absolute()),
-        grace_s=resources.grace_s,
-        requeues=cluster != "debug",
-        module=command.module,
-        words=(*command.words, "--run_dir", str(run.path.absolute())),
-    )
-    with folder.lock():
-        stored = folder.stored() or {}
-        if stored.get("command", command.id) != command.id:
-            raise InputError(
-                f"--folder: {folder.path} is another command's ({' '.join(stored.get('words', []))}); "
-                "give another --folder"
-            )
-        content = {"command": command.id, "words": list(command.words)}
-        folder.claim(run_id, command.module, content)
-        run.path.parent.mkdir(parents=True, exist_ok=True)
-        if command.run_dir is not None and not run.path.exists():
-            command.run_dir.mkdir(parents=True, exist_ok=True)
-            run.path.symlink_to(command.run_dir.absolute(), target_is_directory=True)
-        state = control.run_states(folder, [run_id])[run_id]
-        if state.state in ("pending", "running", "done"):
-            return f"{state.state} already {state.detail}".strip()
-        with folder.record(run_id).change() as record:
-            record.failed, record.failures = False, {}
-        if cluster == "slurm":
-            slurm_queue.submit_to_slurm(folder, f"{command.module}", resources, {run_id: job})
-            return f"submitted as job {folder.submissions()[-1]['jobs'][run_id]}"
-        claim = local_queue.claim_locally(folder, [run_id], cluster)
+    from cluster.states import run_states
+    from cluster.submission import submit
+
+    stored = folder.stored()
+    if stored is not None and stored["name"] != sweep.name:
+        other = " ".join(stored.get("words") or [stored["name"]])
+        raise InputError(
+            f"--folder: {folder.path} is another command's ({other}); give another --folder"
+        )
+    (run,) = sweep.runs
 
     def told(run_id: str, what: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
-    if cluster == "local":
-        local_queue.run_locally(folder, claim, {run_id: (job, resources)}, 1, told)
-    else:
-        local_queue.run_here(folder, claim, {run_id: job}, told)
-    state = control.run_states(folder, [run_id])[run_id]
-    return f"{state.state} {state.detail}".strip()
+    taken = submit(sweep, folder, queue, content={"words": list(words)}, again="failed", told=told)
+    state = run_states(folder, [run.id])[run.id]
+    return f"{state.state} {state.detail}" if taken else f"{state.state} already {state.detail}"
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -174,23 +170,19 @@ def main(words: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if words is None else words)
     cut = given.index("--") if "--" in given else len(given)
     arguments = parse_config(LaunchArguments, given[:cut])
-    own: dict[str, Any] = {
-        item.name: getattr(arguments, item.name)
-        for item in fields(Resources)
-        if getattr(arguments, item.name, None) is not None
-    }
-    try:
-        resources = Resources(**{**read_site_resources(arguments.site), **own})
-    except InputError as error:
-        raise InputError(f"--{error}") from None
-    command = read_command(given[cut + 1 :], resources)
-    folder = SweepFolder(arguments.folder or LAUNCHES / command.id)
+    from cluster.submission import resource_groups
+    from cluster.sweep_folder import SweepFolder
+
+    command = given[cut + 1 :]
+    sweep = read_command(command, resources_of(arguments))
+    folder = SweepFolder(arguments.folder or LAUNCHES / sweep.name)
+    queue = make_queue(arguments.cluster)
     if arguments.dry_run:
-        print(slurm_queue.sbatch_header(command.module, resources, 1, folder.logs))
+        print(queue.preview(sweep.name, resource_groups(sweep.runs), folder))
         print("dry run: nothing was submitted")
         return
-    print(launch(command, resources, arguments.cluster, folder))
-    print(f"run folder: {folder.run(folder.path.name).path}")
+    print(launch(sweep, command[1:], queue, folder).strip())
+    print(f"run folder: {folder.run(sweep.ids[0]).path}")
     print(f"logs: {folder.logs}")
 
 

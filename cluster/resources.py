@@ -2,16 +2,57 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+import math
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar
 
+from pydantic import BeforeValidator, Field, model_validator
+
+from cluster.document import StrictModel, Text, Whole, refused
 from img2img_recon.support.errors import InputError
 from img2img_recon.training.run_folder import config_hash
 
+T = TypeVar("T")
 
-@dataclass(frozen=True)
-class Resources:
-    """What one run asks of the cluster; runs of one shape share a job array.
+# As SLURM takes times: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
+SLURM_TIME = re.compile(r"(?:(?P<days>\d+)-(?=\d))?(\d+)(?::(\d+))?(?::(\d+))?")
+
+
+def minutes(value: Any) -> Any:
+    """A time as SLURM writes it, in whole minutes, rounded up; a number as it is."""
+    if not isinstance(value, str):
+        return value
+    found = SLURM_TIME.fullmatch(value)
+    if found is None:
+        raise ValueError(
+            f"given {value!r}, allowed: minutes, or a time as SLURM writes it (24:00:00)"
+        )
+    parts = [int(part) for part in found.groups()[1:] if part is not None]
+    if found["days"] is not None or len(parts) == 3:
+        hours, mins, seconds = (*parts, 0, 0)[:3]
+    else:
+        hours, (mins, seconds) = 0, (*parts, 0)[:2]
+    return 1440 * int(found["days"] or 0) + 60 * hours + mins + math.ceil(seconds / 60)
+
+
+def _commands(value: Any) -> Any:
+    """One shell command stands for a list of one."""
+    commands = [value] if isinstance(value, str) else value
+    if isinstance(commands, list) and all(isinstance(one, str) for one in commands):
+        return tuple(commands)
+    if isinstance(commands, tuple):
+        return commands
+    raise ValueError(f"given {value!r}, allowed: shell commands")
+
+
+Positive = Annotated[Whole, Field(ge=1)]
+NonNegative = Annotated[Whole, Field(ge=0)]
+Minutes = Annotated[Positive, BeforeValidator(minutes)]
+
+
+class Resources(StrictModel):
+    """What one run asks of the cluster; runs that ask for the same share a job array.
 
     Attributes:
         nodes: machines.
@@ -19,7 +60,8 @@ class Resources:
         tasks_per_node: processes per machine; by default one per GPU, at least one.
         cpus_per_task: cores per process, loader processes included.
         mem_gb: memory per machine; None leaves it to the cluster.
-        timeout_min: after so many minutes a run saves, gives way and queues again.
+        timeout_min: after so many minutes a run saves, gives way and queues again; also as SLURM writes
+            times (24:00:00, 1-12:00:00).
         signal_delay_s: the cluster warns that long before it ends a run.
         grace_s: how long a warned run may go on to reach a step's end; what it has not saved then is
             repeated. Shorter than signal_delay_s and the partition's grace time.
@@ -29,40 +71,37 @@ class Resources:
         setup: shell commands before every run.
     """
 
-    nodes: int = 1
-    gpus_per_node: int = 0
-    tasks_per_node: int | None = None
-    cpus_per_task: int = 1
-    mem_gb: float | None = None
-    timeout_min: int = 1440
-    signal_delay_s: int = 120
-    grace_s: int = 20
-    max_timeouts: int = 100
-    array_parallelism: int = 64
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    setup: tuple[str, ...] = ()
+    nodes: Positive = 1
+    gpus_per_node: NonNegative = 0
+    tasks_per_node: Positive | None = None
+    cpus_per_task: Positive = 1
+    mem_gb: Annotated[float, Field(gt=0)] | None = None
+    timeout_min: Minutes = 1440
+    signal_delay_s: Positive = 120
+    grace_s: NonNegative = 20
+    max_timeouts: NonNegative = 100
+    array_parallelism: Positive = 64
+    partition: Text | None = None
+    account: Text | None = None
+    qos: Text | None = None
+    constraint: Text | None = None
+    setup: Annotated[tuple[str, ...], BeforeValidator(_commands)] = ()
 
-    def __post_init__(self) -> None:
-        lowest = {"gpus_per_node": 0, "grace_s": 0, "max_timeouts": 0}
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, (int, float)) and value < lowest.get(item.name, 1):
-                raise InputError(
-                    f"{item.name}: given {value}, allowed: {lowest.get(item.name, 1)} or more"
-                )
+    @model_validator(mode="after")
+    def _go_together(self) -> Resources:
         if self.signal_delay_s >= 60 * self.timeout_min:
-            raise InputError(
-                f"signal_delay_s: given {self.signal_delay_s}, allowed: less than timeout_min, which "
-                f"is {self.timeout_min}, or {60 * self.timeout_min} s"
+            raise refused(
+                "signal_delay_s",
+                f"given {self.signal_delay_s}, allowed: less than timeout_min, which "
+                f"is {self.timeout_min}, or {60 * self.timeout_min} s",
             )
         if self.grace_s >= self.signal_delay_s:
-            raise InputError(
-                f"grace_s: given {self.grace_s}, allowed: less than signal_delay_s, "
-                f"which is {self.signal_delay_s}"
+            raise refused(
+                "grace_s",
+                f"given {self.grace_s}, allowed: less than signal_delay_s, "
+                f"which is {self.signal_delay_s}",
             )
+        return self
 
     @property
     def processes_per_node(self) -> int:
@@ -77,35 +116,36 @@ def placement(resources: Resources) -> dict[str, Any]:
         "devices": str(resources.processes_per_node),
     }
     if resources.gpus_per_node:
-        # A node whose GPU cannot be seen shall say so, not train for days on its processor.
+        # A node whose GPU cannot be seen must say so, not train for days on its processor.
         flags["accelerator"] = "gpu"
     return flags
 
 
-def check_placement(devices: str, nodes: int, resources: Resources, dashes: str) -> None:
+def check_placement(devices: str, nodes: int, resources: Resources) -> None:
     """See that a training's processes are those of its resources; the scheduler starts them.
 
     Args:
         devices: Lightning's, on each machine.
         nodes: Lightning's machines.
         resources: of the job.
-        dashes: what a flag's name begins with in the error.
 
     Raises:
         InputError: they are not.
     """
     if nodes != resources.nodes:
-        raise InputError(
-            f"{dashes}num_nodes: given {nodes}, but nodes of the job is {resources.nodes}"
-        )
+        raise InputError(f"--num_nodes: given {nodes}, but nodes of the job is {resources.nodes}")
     count = len(devices.strip(",").split(",")) if "," in devices else devices
     if str(count) != str(resources.processes_per_node):
         raise InputError(
-            f"{dashes}devices: given {devices}, but the job starts {resources.processes_per_node} "
+            f"--devices: given {devices}, but the job starts {resources.processes_per_node} "
             "processes on each node (tasks_per_node, or one per GPU)"
         )
 
 
-def shape_key(resources: Resources) -> str:
-    """Runs with the same key go into one job array."""
-    return config_hash(asdict(resources))
+def groups_of(items: Sequence[tuple[T, Resources]]) -> list[tuple[Resources, list[T]]]:
+    """Items with their resources, in groups that ask for the same: resource groups, one job array each."""
+    groups: dict[str, tuple[Resources, list[T]]] = {}
+    for item, resources in items:
+        key = config_hash(resources.model_dump())
+        groups.setdefault(key, (resources, []))[1].append(item)
+    return list(groups.values())

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cluster.grid import Plot, Sweep
-from cluster.results import Table
+from cluster.runs import Plot, Sweep
+from cluster.table import Table
 from img2img_recon.support.errors import InputError
-from img2img_recon.support.files import atomic_path
 
 EXPONENTS = np.geomspace(0.01, 5, 240)
 LEVEL = 0.95
@@ -173,7 +172,7 @@ def lines_of(table: Table, plot: Plot) -> dict[str, dict[float, list[np.ndarray]
     """
     found: dict[str, dict[float, list[dict[str, float]]]] = {}
     for row in table.rows:
-        size, line = row.get(plot.x), _line_of(row, plot.line_columns)
+        size, line = row.get(plot.x), _line_of(row, plot.lines)
         by_image = table.scores[row["id"]].get(plot.y)
         if by_image is None and plot.y in row:
             by_image = {"mean": row[plot.y]}
@@ -186,7 +185,7 @@ def lines_of(table: Table, plot: Plot) -> dict[str, dict[float, list[np.ndarray]
         found.setdefault(line, {}).setdefault(position, []).append(by_image)
     if not found:
         raise InputError(
-            f"plots: no finished run has {', '.join([plot.x, plot.y, *plot.line_columns])}; "
+            f"plots: no finished run has {', '.join([plot.x, plot.y, *plot.lines])}; "
             f"columns: {', '.join(table.columns) or 'none'}"
         )
     lines = {}
@@ -213,14 +212,11 @@ def draw(
     Raises:
         InputError: nothing to draw.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from img2img_recon.figures import label_of
+    from img2img_recon.figures import label_of, new_figure, save_figure
 
     lines = lines_of(table, plot)
-    figure = Figure(figsize=(6, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6, 4.2)
+    figure.set_layout_engine("constrained")
     axes = figure.add_subplot()
     report: dict[str, Any] = {}
     for number, line in enumerate(dict.fromkeys([*lines, *plot.published])):
@@ -245,8 +241,7 @@ def draw(
     axes.set_title(plot.title or title)
     axes.grid(True, which="both", alpha=0.25)
     axes.legend(fontsize="small")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_figure(figure, path)
     return report
 
 

@@ -1,124 +1,131 @@
-"""The tasks a sweep can train: where each one's configuration and training function are.
+"""The tasks that a sweep can train, by the word that sweep files have for them, and their flags.
 
-The task packages are imported when asked for: a cluster of MRI runs needs no denoising package, and
-reading a sweep's results needs neither.
+Their packages are imported when asked for: a cluster of MRI runs needs no denoising package, and reading a
+sweep's results needs neither.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
+from cluster.document import as_number, as_text
+from img2img_recon.support.cli import Flag, typed
 from img2img_recon.support.errors import InputError
+from img2img_recon.training.options import NOT_IDENTITY
+from img2img_recon.training.run_folder import config_hash
+from img2img_recon.training.task import Task
 
-PACKAGES = {
-    "mri": "fastmri_plugin",
-    "gaussian": "denoise_tasks",
-    "sidd": "denoise_tasks",
+TASKS = {
+    "mri": "fastmri_plugin.task:TASK",
+    "gaussian": "denoise_tasks.task:TASKS",
+    "pairs": "denoise_tasks.task:TASKS",
 }
-# What the cluster sets itself, per run.
-OWN_FLAGS = ("mode", "run_dir", "out_dir", "progress", "num_nodes")
+# What the cluster sets itself, per run, and what is no training.
+OWN_FLAGS = ("mode", "num_nodes", "out", "progress", "run", "task")
 
 
-def package_of(task: str) -> str:
-    """The package that trains `task`.
+@cache
+def task_of(word: str) -> Task[Any, Any]:
+    """The task; where its module has several, the one of this name.
 
     Raises:
         InputError: no such task.
     """
-    if task not in PACKAGES:
-        raise InputError(f"task: given {task}, allowed: {', '.join(PACKAGES)}")
-    return PACKAGES[task]
+    if word not in TASKS:
+        raise InputError(f"task: given {word}, allowed: {', '.join(TASKS)}")
+    module, _, name = TASKS[word].partition(":")
+    found = getattr(importlib.import_module(module), name)
+    return found[word] if isinstance(found, Mapping) else found
 
 
-@functools.cache
-def config_class(task: str) -> type[Any]:
-    """The dataclass of a task's training flags."""
-    return importlib.import_module(f"{package_of(task)}.config").TrainConfig
+class TaskFlags:
+    """The flags of a task as sweeps give them; each distinct value is read once, for thousands of runs.
 
-
-def training_of(task: str) -> Callable[[Any], dict[str, Any]]:
-    """The function that trains a configuration, here as on a laptop."""
-    return importlib.import_module(f"{package_of(task)}.train").train
-
-
-@functools.cache
-def not_identity(task: str) -> frozenset[str]:
-    """Flags that may change between a run and its continuation."""
-    module = importlib.import_module(f"{package_of(task)}.config")
-    return frozenset(getattr(module, "NOT_IDENTITY", ()))
-
-
-@functools.cache
-def flag_names(task: str) -> frozenset[str]:
-    """Flags that a sweep file may set."""
-    own = {*OWN_FLAGS, "task"}
-    return frozenset(item.name for item in fields(config_class(task)) if item.name not in own)
-
-
-@functools.cache
-def _parser(task: str) -> Any:
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    for name, hint in get_type_hints(config_class(task)).items():
-        parser.add_argument(f"--{name}", type=hint)
-    return parser
-
-
-def typed(task: str, name: str, value: Any) -> Any:
-    """A flag's value as the configuration wants it; a single value stands for a list of one.
-
-    Raises:
-        InputError: a value of another type, with what is allowed.
+    Attributes:
+        task: whose flags.
+        settable: those that a sweep may set, by every spelling.
+        own: those that the cluster sets for every run.
     """
-    from jsonargparse import ArgumentError
 
-    hint = get_type_hints(config_class(task))[name]
-    if "tuple[" in str(hint) and value is not None and not isinstance(value, list):
-        value = [value]
+    def __init__(self, word: str) -> None:
+        self.task = task_of(word)
+        self.flags = self.task.flags()
+        allowed = [item for name, item in self.flags.items() if name not in OWN_FLAGS]
+        self.settable = {key: item for item in allowed for key in (item.name, *item.aliases)}
+        self.own = {key: v for key, v in (("task", word), ("progress", False)) if key in self.flags}
+        self._read: dict[tuple[str, str], Any] = {}
+
+    def read(self, key: str, value: Any) -> tuple[str, Any]:
+        """A settable flag's name, and its value of the flag's type; paths are made absolute.
+
+        Raises:
+            InputError: a value that the flag does not take.
+        """
+        flag = self.settable[key]
+        seen = (flag.name, f"{value!r} {as_text(value)!r}")
+        if seen not in self._read:
+            # Jobs run in another working directory.
+            self._read[seen] = absolute(_typed(flag, value))
+        return flag.name, self._read[seen]
+
+    def resolve(self, values: Mapping[str, Any], lacking: Sequence[str] = ()) -> Any:
+        """The task's configuration from typed values, with every default settled.
+
+        Args:
+            values: by flag.
+            lacking: flags that are to come; for a folder among them some name stands in, so that the
+                defaults are those for a folder that is given.
+
+        Raises:
+            InputError: a flag that is missing, or flags that the task refuses.
+        """
+        assumed = {key: Path("/", key) for key in lacking if "Path" in str(self.flags[key].type)}
+        given: dict[str, Any] = {**assumed, **values}
+        for name, item in self.flags.items():
+            if item.required and name not in given:
+                raise InputError(f"--{name}: missing; give {item.allowed}")
+        options = {key: given.pop(key) for key in list(given) if self.flags[key].option}
+        options = {key: value for key, value in options.items() if value is not None}
+        return self.task.resolve(self.task.config_class(**given, options=options))
+
+    def run_id(self, config: Mapping[str, Any]) -> str:
+        """Ten hexadecimal digits: the task and its flags, whatever their order; defaults do not count.
+
+        Args:
+            config: flags as JSON holds them.
+        """
+        passing = (*NOT_IDENTITY, *self.task.not_identity)
+        content = {
+            key: value
+            for key, value in config.items()
+            if key not in passing and value != as_json(self.flags[key].default)
+        }
+        return config_hash({"task": self.task.name, "flags": content})
+
+
+def _typed(flag: Flag, value: Any) -> Any:
+    """A value as the flag has it; a number is what was written where only a text will do."""
     try:
-        parsed = getattr(_parser(task).parse_object({name: value}, defaults=False), name)
-    except (ArgumentError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split()).split(" :: ")[-1]
-        raise InputError(f"given {value!r}; {reason[:200]}") from None
-    return tuple(parsed) if isinstance(parsed, list) else parsed
+        return typed(flag, as_number(value))
+    except InputError:
+        if as_text(value) == value:
+            raise
+        return typed(flag, as_text(value))
 
 
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags as JSON can hold them: paths as text, tuples as lists."""
-    return {
-        key: str(value)
-        if isinstance(value, Path)
-        else list(value)
-        if isinstance(value, tuple)
-        else value
-        for key, value in values.items()
-    }
+def absolute(value: Any) -> Any:
+    """A flag's value with paths from the root."""
+    if isinstance(value, tuple):
+        return tuple(map(absolute, value))
+    return value.expanduser().absolute() if isinstance(value, Path) else value
 
 
-def build_config(task: str, values: Mapping[str, Any]) -> Any:
-    """The training configuration from flags (as `typed` or `plain` give them).
-
-    Raises:
-        InputError: what the configuration's own checks say.
-    """
-    cls = config_class(task)
-    hints = get_type_hints(cls)
-    given: dict[str, Any] = {}
-    for item in fields(cls):
-        if item.name == "task":
-            given["task"] = task
-        if item.name not in values:
-            if item.default is MISSING and item.name not in given:
-                raise InputError(f"{item.name}: missing, every run of the task {task} needs it")
-            continue
-        value = values[item.name]
-        if isinstance(value, str) and "Path" in str(hints[item.name]):
-            value = Path(value)
-        given[item.name] = tuple(value) if isinstance(value, list) else value
-    return cls(**given)
+def as_json(value: Any) -> Any:
+    """A flag's value as JSON holds it; links in paths stay, which may lead elsewhere on another machine."""
+    if isinstance(value, tuple):
+        return [as_json(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

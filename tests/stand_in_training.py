@@ -12,8 +12,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cluster.job import TrainingJob
 from img2img_recon.support.files import write_json
 from img2img_recon.training.run_folder import RunFolder
+
+
+class StandInJob(TrainingJob):
+    """A run whose training is `train`."""
+
+    def train(self, folder: RunFolder) -> None:
+        train(dict(self.config), folder)
 
 
 def train(config: dict[str, Any], folder: RunFolder) -> None:
@@ -67,22 +75,22 @@ def note(folder: RunFolder, what: str) -> None:
         diary.write(f"{time.time():.3f} {what}\n")
 
 
-def train_until_warned_twice(config: dict[str, Any], folder: RunFolder) -> None:
+class WaitingJob(TrainingJob):
     """The true training; in its first two attempts it waits for the warning at a step of its own."""
-    from cluster import tasks
-    from img2img_recon.training.checkpoints import RunCheckpoints
-    from img2img_recon.training.preemption import STOP_REQUEST
 
-    sweep = folder.path.parent.parent
-    record = json.loads((sweep / "records" / f"{folder.path.name}.json").read_text())
-    waits_at = {1: 2, 2: 5}.get(record["starts"])
-    original = RunCheckpoints.on_train_batch_end
+    def train(self, folder: RunFolder) -> None:
+        from img2img_recon.training.checkpoints import RunCheckpoints
+        from img2img_recon.training.preemption import STOP_REQUEST
 
-    def patient(self: Any, trainer: Any, *rest: Any) -> None:
-        while trainer.global_step == waits_at and not STOP_REQUEST.made:
-            time.sleep(0.05)
-        original(self, trainer, *rest)
+        sweep = folder.path.parent.parent
+        record = json.loads((sweep / "records" / f"{folder.path.name}.json").read_text())
+        waits_at = {1: 2, 2: 5}.get(record["starts"])
+        original = RunCheckpoints.on_train_batch_end
 
-    RunCheckpoints.on_train_batch_end = patient  # type: ignore[method-assign]
-    built = tasks.build_config("mri", {**config, "run_dir": str(folder.path)})
-    tasks.training_of("mri")(built)
+        def patient(self: Any, trainer: Any, *rest: Any) -> None:
+            while trainer.global_step == waits_at and not STOP_REQUEST.made:
+                time.sleep(0.05)
+            original(self, trainer, *rest)
+
+        RunCheckpoints.on_train_batch_end = patient  # type: ignore[method-assign]
+        super().train(folder)

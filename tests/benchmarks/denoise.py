@@ -87,9 +87,9 @@ def measure_pass(task: Mapping[str, Any]) -> dict[str, float | None]:
         was read; on a GPU `gpu_peak_mb`.
     """
     import torch
-
     from denoise_tasks.apply import denoise_pixels
     from denoise_tasks.inference import load_denoiser
+
     from denoise_tasks.pictures import read_picture, write_picture
     from img2img_recon.networks.zoo import build_model
     from img2img_recon.training.trainer import pick_device
@@ -147,8 +147,8 @@ def measure(config: DenoiseBenchmark) -> dict[str, Any]:
         InputError: no run, or a pass that failed.
     """
     import numpy as np
-
     from denoise_tasks.inference import load_denoiser
+
     from denoise_tasks.pictures import write_picture
 
     denoiser = load_denoiser(config.run)

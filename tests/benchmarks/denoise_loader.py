@@ -12,10 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-
 from denoise_tasks.config import TrainConfig
 from denoise_tasks.experiment import Setup, prepare
 from denoise_tasks.inference import build_module
+
 from img2img_recon.support.cli import parse_config, run_script
 from img2img_recon.training.batches import ArrayLoader, ShuffledBatches, one_thread
 from img2img_recon.training.runner import say

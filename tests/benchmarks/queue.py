@@ -22,11 +22,12 @@ from typing import Any
 
 import yaml
 
-from cluster.folder import SweepFolder
+from cluster.sweep_folder import SweepFolder
 from img2img_recon.support.cli import flag, parse_config, run_script
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import write_json
 from img2img_recon.support.progress import bar
+from img2img_recon.support.types import PositiveInt
 from tests.slurm.local_slurm import CPUS_PER_NODE, LocalSlurm, SlurmUnavailableError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,26 +50,17 @@ LIMIT_S = 600
 class SlurmBenchmark:
     """Time a training bare, as a sweep's run in SLURM, and preempted once."""
 
-    repeats: int = flag(3, help="turns of bare, queued, preempted")
+    repeats: PositiveInt = flag(3, help="turns of bare, queued, preempted")
     json: Path | None = flag(None, help="write the figures to this file")
-
-    def __post_init__(self) -> None:
-        if self.repeats < 1:
-            raise InputError(f"--repeats: given {self.repeats}, allowed: 1 or more")
 
 
 @dataclass(frozen=True)
 class FoldersBenchmark:
     """Time status and collect on finished runs."""
 
-    runs: int = flag(10_000, help="run folders")
-    repeats: int = flag(3, help="calls of each command")
+    runs: PositiveInt = flag(10_000, help="run folders")
+    repeats: PositiveInt = flag(3, help="calls of each command")
     json: Path | None = flag(None, help="write the figures to this file")
-
-    def __post_init__(self) -> None:
-        for name in ("runs", "repeats"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name}: given {getattr(self, name)}, allowed: 1 or more")
 
 
 def _call(words: Sequence[str], environment: Mapping[str, str], folder: Path) -> float:
@@ -124,13 +116,13 @@ def _queued(folder: Path, environment: Mapping[str, str], preempt: bool) -> dict
     submit = _call([str(ROOT / "cluster/sweep.py"), "submit", "one.yaml"], environment, folder)
     sweep = SweepFolder(folder / "sweeps_out/one")
     [submission] = sweep.submissions()
-    [run_id] = submission["jobs"]
+    [run_id] = submission.jobs
     run = sweep.run(run_id)
     _wait(lambda: bool(_attempts(sweep, run_id)), "the job to start")
     figures = {
         "submit": submit,
         "submit_to_running": _attempts(sweep, run_id)[0]["started"] - begin,
-        "queue_to_running": _attempts(sweep, run_id)[0]["started"] - submission["time"],
+        "queue_to_running": _attempts(sweep, run_id)[0]["started"] - submission.time,
     }
     if preempt:
         _wait(lambda: run.config_file.exists() and _trains(run.path), "the training to begin")
@@ -191,9 +183,9 @@ def measure_slurm(config: SlurmBenchmark) -> dict[str, Any]:
             work.mkdir()
             words = [str(ROOT / "denoise_tasks/train.py"), "--task", "gaussian", "--no_progress"]
             words += [f"--{key}={value}" for key, value in TRAINING.items()]
-            _call([*words, "--max_epochs=1", f"--run_dir={work / 'warm'}"], environment, work)
+            _call([*words, "--max_epochs=1", f"--run={work / 'warm'}"], environment, work)
             for turn in bar(range(config.repeats), "turns", config.repeats):
-                bare = _call([*words, f"--run_dir={work / f'bare{turn}'}"], environment, work)
+                bare = _call([*words, f"--run={work / f'bare{turn}'}"], environment, work)
                 queued = _queued(work / f"queued{turn}", environment, preempt=False)
                 preempted = _queued(work / f"preempted{turn}", environment, preempt=True)
                 turns.append(
@@ -260,14 +252,14 @@ def measure_folders(config: FoldersBenchmark) -> dict[str, Any]:
 
 def claim_finished(file: Path, changes: Sequence[str] = ()) -> None:
     """Make a sweep's folder in the working directory as it is when all its runs have finished."""
-    from cluster.control import stored_sweep
-    from cluster.sweep import SWEEPS_FOLDER, Arguments, content_key, load_fresh
+    from cluster.runs import stored_sweep
+    from cluster.sweep import Command
 
-    arguments = Arguments(sweep=file, set=tuple(changes))
-    sweep = load_fresh(arguments)
-    folder = SweepFolder(SWEEPS_FOLDER / sweep.name)
-    folder.claim(sweep.name, sweep.task, stored_sweep(sweep, content_key(arguments), changes))
-    write_finished_runs(folder, [run.id for run in sweep.runs])
+    command = Command(sweep=file, set=tuple(changes))
+    sweep = command.read()
+    folder = command.folder_of(sweep.name)
+    folder.claim(sweep.name, sweep.task, stored_sweep(sweep, command.key, changes))
+    write_finished_runs(folder, sweep.ids)
 
 
 def as_text(report: Mapping[str, Any]) -> str:

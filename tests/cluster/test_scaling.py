@@ -10,14 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import curve_fit
 
-from cluster.control import stored_sweep
-from cluster.folder import SweepFolder
-from cluster.grid import Plot, Sweep
-from cluster.results import Table
+from cluster.runs import Plot, Sweep, stored_sweep
 from cluster.scaling import draw, draw_all, fit_law, fit_scaling, lines_of
 from cluster.sweep import main
+from cluster.sweep_folder import SweepFolder
+from cluster.table import Table
 from img2img_recon.support.errors import InputError
-from tests.cluster.test_cluster_results import finish, run_of
+from tests.cluster.test_table import finish, run_of
 
 SIZES = np.array([1e3, 4e3, 1e4, 4e4, 1e5])
 
@@ -105,7 +104,7 @@ def rows_of(model: str, sizes: list[int]) -> list[dict]:
 
 def test_figure_and_report(tmp_path):
     table = table_of(rows_of("unet", [100, 200, 400, 800]) + rows_of("vit", [100, 300]))
-    plot = Plot("parameters", "psnr", published={"unet": ((250.0, 29.0),), "bm3d": ((9.0, 28.0),)})
+    plot = Plot(x="parameters", y="psnr", published={"unet": [[250, 29]], "bm3d": [[9, 28]]})
     report = draw(tmp_path / "f.png", table, plot, replicates=50)
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
     assert report["unet"]["x"] == [100, 200, 400, 800]
@@ -119,18 +118,18 @@ def test_figure_and_report(tmp_path):
 def test_only_images_that_all_runs_share_are_compared():
     table = table_of(rows_of("unet", [100, 200]))
     del table.scores["unet1000"]["psnr"]["b"]
-    lines = lines_of(table, Plot("parameters", "psnr"))
+    lines = lines_of(table, Plot(x="parameters", y="psnr"))
     assert {len(scores) for runs in lines["unet"].values() for scores in runs} == {1}
     table.scores["unet2000"]["psnr"] = {"c": 1.0}
     with pytest.raises(InputError, match="runs of unet were scored on different images"):
-        lines_of(table, Plot("parameters", "psnr"))
+        lines_of(table, Plot(x="parameters", y="psnr"))
 
 
 def test_lines_of_several_columns(tmp_path):
     rows = rows_of("unet", [100, 200, 400])
     for row in rows:
         row["seed"] = int(row["id"][-1])
-    plot = Plot("parameters", "psnr", lines=("model", "seed"))
+    plot = Plot(x="parameters", y="psnr", lines=["model", "seed"])
     assert set(lines_of(table_of(rows), plot)) == {"unet, 0 seed", "unet, 1 seed"}
     report = draw(tmp_path / "f.png", table_of(rows), plot, replicates=20)
     assert report["unet, 1 seed"]["runs"] == 3
@@ -138,8 +137,8 @@ def test_lines_of_several_columns(tmp_path):
 
 def test_what_cannot_be_drawn_is_said(tmp_path):
     with pytest.raises(InputError, match=r"^plots: no finished run has depth, psnr, model"):
-        lines_of(table_of(rows_of("unet", [100])), Plot("depth", "psnr"))
-    sweep = Sweep("s", tmp_path / "s.yaml", "mri", (), (), {})
+        lines_of(table_of(rows_of("unet", [100])), Plot(x="depth", y="psnr"))
+    sweep = Sweep("s", tmp_path / "s.yaml", "mri", ())
     with pytest.raises(InputError, match="no plots in it"):
         draw_all(Table(), sweep, tmp_path)
 
@@ -152,7 +151,7 @@ def test_the_plot_command_draws_from_run_folders_alone(tmp_path, monkeypatch, ca
     file = tmp_path / "s.yaml"
     file.write_text("task: gaussian\n")
     runs = tuple(run_of(number) for number in range(4))
-    sweep = Sweep("s", file, "gaussian", runs, (Plot("parameters", "psnr"),), {})
+    sweep = Sweep("s", file, "gaussian", runs, (Plot(x="parameters", y="psnr"),))
     text = "\0".join(["[]", file.read_text(), "", str(tmp_path)])
     folder = SweepFolder(tmp_path / "sweeps_out" / "s")
     folder.claim("s", "gaussian", stored_sweep(sweep, hashlib.sha256(text.encode()).hexdigest()))

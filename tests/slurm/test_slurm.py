@@ -21,15 +21,20 @@ import pytest
 import torch
 import yaml
 
-from cluster.control import RunState, cancel, run_states, submit
-from cluster.folder import SweepFolder
-from cluster.grid import Sweep, read_sweep
-from cluster.slurm_queue import check_slurm
+from cluster.job import TrainingJob
+from cluster.queues import make_queue
+from cluster.queues.slurm import check_slurm
+from cluster.runs import Sweep
+from cluster.states import RunState, run_states
+from cluster.submission import cancel, submit
+from cluster.sweep_file import read_sweep
+from cluster.sweep_folder import SweepFolder
 from img2img_recon.support.errors import InputError
 from img2img_recon.training.checkpoints import load_checkpoint
 from tests.slurm.local_slurm import LocalSlurm, SlurmUnavailableError, missing_programs
+from tests.stand_in_training import StandInJob, WaitingJob
 
-TESTS = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(300)]
 SMALL = {"model": "img2img_mixer", "patch_size": 4, "embed_dim": 8, "depth": 1, "mlp_ratio": 1}
 
@@ -77,7 +82,7 @@ class Case:
         step_s: float = 0.2,
         behave: Mapping[str, str] | None = None,
         base: Mapping[str, Any] | None = None,
-        stand_in: str | None = "stand_in_training:train",
+        job_class: type[TrainingJob] = StandInJob,
         setup: tuple[str, ...] = (),
         **resources: Any,
     ) -> None:
@@ -85,7 +90,7 @@ class Case:
         plan = {"steps": steps, "step_s": step_s, "behave": dict(behave or {})}
         (folder / "plan.json").write_text(json.dumps(plan))
         resources = {"timeout_min": 5, "signal_delay_s": 30, "grace_s": 15, **resources}
-        resources["setup"] = [f"export PYTHONPATH={TESTS}", *setup]
+        resources["setup"] = [f"export PYTHONPATH={PROJECT}", *setup]
         text = {
             "name": "case",
             "task": "mri",
@@ -94,20 +99,21 @@ class Case:
             "resources": resources,
         }
         (folder / "case.yaml").write_text(yaml.safe_dump(text))
-        self.stand_in = stand_in
+        self.job_class = job_class
         self.sweep: Sweep = read_sweep(folder / "case.yaml")
         self.folder = SweepFolder(folder / "out")
         self.ids = {run.config["seed"]: run.id for run in self.sweep.runs}
 
     def submit(self, again: Any = "new") -> int:
-        return len(submit(self.sweep, self.folder, "slurm", again=again, stand_in=self.stand_in))
+        queue = make_queue("slurm")
+        return len(submit(self.sweep, self.folder, queue, again=again, job_class=self.job_class))
 
     def states(self) -> dict[int, RunState]:
         states = run_states(self.folder, list(self.ids.values()))
         return {seed: states[run_id] for seed, run_id in self.ids.items()}
 
     def job(self, seed: int) -> str:
-        return self.folder.submissions()[-1]["jobs"][self.ids[seed]]
+        return self.folder.submissions()[-1].jobs[self.ids[seed]]
 
     def diary(self, seed: int) -> list[tuple[float, str]]:
         path = self.folder.run(self.ids[seed]).path / "diary.txt"
@@ -243,7 +249,7 @@ def test_twelve_runs_with_random_kills_are_all_there_once(slurm, tmp_path):
         assert time.monotonic() < deadline, case.states()
         running = [seed for seed, state in case.states().items() if state.state == "running"]
         if running and harmed < 8:
-            jobs = {i: job for s in case.folder.submissions() for i, job in s["jobs"].items()}
+            jobs = {i: job for s in case.folder.submissions() for i, job in s.jobs.items()}
             job = jobs[case.ids[draw.choice(running)]]
             harm = draw.choice(
                 [
@@ -286,16 +292,16 @@ def test_a_run_that_times_out_twice_ends_with_the_weights_of_an_unbroken_one(
         tmp_path,
         1,
         base=base,
-        stand_in="stand_in_training:train_until_warned_twice",
+        job_class=WaitingJob,
         timeout_min=1,
         signal_delay_s=30,
         grace_s=25,
     )
     case.submit()
     unbroken = subprocess.run(
-        [sys.executable, str(TESTS.parent / "fastmri_plugin/train.py"), "--no_progress"]
+        [sys.executable, str(PROJECT / "fastmri_plugin/train.py"), "--no_progress"]
         + [f"--{key}={value}" for key, value in base.items()]
-        + ["--challenge=singlecoil", "--seed=0", "--devices=1", f"--run_dir={tmp_path / 'whole'}"],
+        + ["--challenge=singlecoil", "--seed=0", "--devices=1", f"--run={tmp_path / 'whole'}"],
         capture_output=True,
         text=True,
         timeout=250,
@@ -330,7 +336,7 @@ def test_two_nodes_train_one_model_and_score_as_one_process_does(slurm, tmp_path
             tmp_path / str(nodes),
             1,
             base=base,
-            stand_in=None,
+            job_class=TrainingJob,
             nodes=nodes,
             setup=("export MASTER_ADDR=127.0.0.1 GLOO_SOCKET_IFNAME=lo",),
         )

@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cluster.control import run_states
-from cluster.folder import SweepFolder
-from cluster.grid import Run
 from cluster.resources import Resources
-from cluster.results import collect, progress_of, write_table
+from cluster.runs import Run
+from cluster.states import run_states
 from cluster.sweep import main
+from cluster.sweep_folder import SweepFolder
+from cluster.table import collect, progress_of, write_table
 from img2img_recon.training.run_folder import RunFolder
 from tests.benchmarks.queue import FoldersBenchmark, claim_finished, measure_folders
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -107,6 +107,30 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
+class Submission:
+    """Runs that were handed to a queue together.
+
+    Attributes:
+        path: the JSON file.
+        queue: the word for it (`cluster.queues.QUEUES`).
+        time: when, in seconds since 1970.
+        jobs: by run, what the queue calls its job.
+        details: what else the queue needs to find the jobs again.
+    """
+
+    path: Path
+    queue: str
+    time: float
+    jobs: dict[str, str]
+    details: dict[str, Any]
+
+    def write(self) -> None:
+        """Write the file, atomically."""
+        content = {"queue": self.queue, "time": self.time, "jobs": self.jobs}
+        write_json(self.path, content | {"details": self.details})
+
+
+@dataclass(frozen=True)
 class SweepFolder:
     """Paths inside a sweep's folder, and what is read from and written to it."""
 
@@ -179,8 +203,8 @@ class SweepFolder:
         if self.stored() != json.loads(json.dumps(wanted)):
             write_json(self.sweep_file, wanted)
 
-    def submissions(self) -> list[dict[str, Any]]:
-        """Every submission, the oldest first, each with its `file`.
+    def submissions(self) -> list[Submission]:
+        """Every submission, the oldest first.
 
         Raises:
             InputError: one that is broken.
@@ -188,14 +212,22 @@ class SweepFolder:
         found = []
         for path in sorted((self.path / "submissions").glob("*.json")):
             try:
-                found.append({**json.loads(path.read_text()), "file": path})
-            except ValueError:
-                raise InputError(f"{path}: not valid JSON") from None
+                found.append(Submission(path, **json.loads(path.read_text())))
+            except (ValueError, TypeError):
+                raise InputError(f"{path}: not a submission (broken JSON)") from None
         return found
 
-    def add_submission(self, content: Mapping[str, Any]) -> Path:
+    def latest(self, run_ids: Iterable[str]) -> dict[str, Submission]:
+        """The newest submission of each of the runs that was ever submitted."""
+        every = {run_id: one for one in self.submissions() for run_id in one.jobs}
+        return {run_id: every[run_id] for run_id in run_ids if run_id in every}
+
+    def add_submission(
+        self, queue: str, jobs: Mapping[str, str], details: Mapping[str, Any]
+    ) -> Submission:
         """Note a submission; call it under the folder's lock."""
         folder = self.path / "submissions"
         path = folder / f"{len(list(folder.glob('*.json'))):05d}.json"
-        write_json(path, content)
-        return path
+        submission = Submission(path, queue, time.time(), dict(jobs), dict(details))
+        submission.write()
+        return submission

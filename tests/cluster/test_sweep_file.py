@@ -11,10 +11,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.control import restored_sweep, stored_sweep
-from cluster.costs import cost, network_cost
-from cluster.grid import by_shape, read_sweep, run_id
+from cluster.estimate import estimates
 from cluster.resources import Resources
+from cluster.runs import restored_sweep, stored_sweep
+from cluster.submission import resource_groups
+from cluster.sweep_file import read_sweep
 from img2img_recon.support.errors import InputError
 
 SWEEPS = Path(__file__).resolve().parents[2] / "cluster" / "sweeps"
@@ -86,12 +87,11 @@ def test_shipped_sweeps_expand_to_the_published_networks(name):
     assert sweep.name == name
     assert len({run.id for run in sweep.runs}) == len(sweep.runs)
     found: dict[str, set[int]] = {}
-    for run in sweep.runs:
-        price = cost(run)
-        found.setdefault(run.config["model"], set()).add(price.parameters)
+    for run, cost in zip(sweep.runs, estimates(sweep), strict=True):
+        found.setdefault(run.config["model"], set()).add(cost.parameters)
         if name not in ("smoke", "small_rates"):  # these do not say how many images they have
-            assert price.gpu_hours is not None
-            assert 0 < price.gpu_hours < 1000
+            assert cost.gpu_hours is not None
+            assert 0 < cost.gpu_hours < 1000
     for model, counts in COUNTS[name].items():
         if model in OWN_READING.get(name, ()):
             assert counts < found[model]
@@ -110,22 +110,29 @@ def test_training_set_sizes_and_seeds_of_the_papers_figures():
     assert set(shares) == {2000, 10_000, 17_000, 34_742}
     for count, share in shares.items():
         assert round(share * 34_742) == pytest.approx(count, abs=1)
-    assert {cost(run).train_images for run in slices.runs} == set(shares)
+    assert {cost.train_images for cost in estimates(slices)} == set(shares)
     assert all(
         "data_path" in read_sweep(SWEEPS / f"{n}.yaml").lacking for n in SHIPPED if n != "smoke"
     )
 
 
-def test_estimated_hours_follow_the_stated_formula():
+def test_estimated_hours_follow_the_stated_formula(tmp_path):
     sweep = read_sweep(SWEEPS / "table2.yaml")
-    mixer = next(run for run in sweep.runs if run.config["model"] == "img2img_mixer")
+    hours = {
+        run.config["model"]: cost.gpu_hours
+        for run, cost in zip(sweep.runs, estimates(sweep), strict=True)
+    }
     # one epoch of 4000 images at a third of the published 98 images/s
-    assert cost(mixer).gpu_hours == pytest.approx(4000 * 3 / 98 / 3600)
-    _, operations = network_cost("img2img_mixer", {}, 3, (256, 256))
-    # per layer, by hand: height and width MLPs 2 x 2 x 4 x 64 x 64 x 64 x 128, channels 2 x 4 x 128^2 x 4096
+    assert hours["img2img_mixer"] == pytest.approx(4000 * 3 / 98 / 3600)
+    # other sizes cost what their operations do; per layer, by hand: height and width MLPs
+    # 2 x 2 x 4 x 64 x 64 x 64 x 128, channels 2 x 4 x 128^2 x 4096
     layer = 2 * (2 * 2 * 4 * 64 * 64 * 64 * 128) + 2 * 2 * 4 * 128 * 128 * 4096
     ends = 2 * 4096 * 48 * 128 + 2 * 4096 * 128 * 2048 + 2 * 65536 * 128 * 3
-    assert operations == pytest.approx(16 * layer + ends, rel=1e-6)
+    base = {"train_images": 4000, "max_epochs": 1, "depth": 4}
+    content = {"task": "gaussian", "needs": ["data_path"], "base": base}
+    (short,) = estimates(read_sweep(write(tmp_path, content)))
+    ratio = (4 * layer + ends) / (16 * layer + ends)
+    assert short.gpu_hours == pytest.approx(ratio * 4000 * 3 / 98 / 3600, rel=1e-6)
 
 
 def shuffled(draw: random.Random, value: Any) -> Any:
@@ -191,9 +198,8 @@ def test_what_does_not_change_the_result_does_not_change_the_id(tmp_path):
     assert cheaper.id == one.id
     (wider,) = read_sweep(write(tmp_path, mri(base=base, resources={"nodes": 2}))).runs
     assert wider.id != one.id, "two nodes see a larger batch"
-    assert run_id("mri", {"challenge": "singlecoil", "seed": 3}) != run_id(
-        "mri", base | {"seed": 4}
-    )
+    (other,) = read_sweep(write(tmp_path, mri(base=base | {"seed": 4}))).runs
+    assert other.id != one.id
 
 
 def test_numbers_are_read_as_they_are_meant(tmp_path):
@@ -210,13 +216,15 @@ def test_rows_bring_resources_and_tags_and_group_into_arrays(tmp_path):
     ]
     content = mri(axes={"list": rows, "grid": {"seed": [0, 1]}}, resources={"timeout_min": 9})
     sweep = read_sweep(write(tmp_path, content))
-    groups = by_shape(sweep.runs)
-    assert [len(group) for group in groups] == [2, 2]
-    assert groups[1][0].resources.processes_per_node == 2
-    assert groups[1][0].config["devices"] == "2"
-    assert groups[1][0].config["accelerator"] == "gpu"
-    assert "accelerator" not in groups[0][0].config
-    assert groups[0][0].tags == {"kind": "small"}
+    groups = resource_groups(sweep.runs)
+    assert [len(ids) for _, ids in groups] == [2, 2]
+    assert groups[1][0].processes_per_node == 2
+    runs = {run.id: run for run in sweep.runs}
+    small, large = (runs[ids[0]] for _, ids in groups)
+    assert large.config["devices"] == "2"
+    assert large.config["accelerator"] == "gpu"
+    assert "accelerator" not in small.config
+    assert small.tags == {"kind": "small"}
     assert {run.resources.timeout_min for run in sweep.runs} == {9}
 
 
@@ -260,12 +268,12 @@ BASE = "base:\n  challenge: singlecoil\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: one\ntask: mrt\n", r"one.yaml:2: task: given mrt, allowed: mri, gaussian, sidd$"),
+        ("name: one\ntask: mrt\n", r"one.yaml:2: task: given mrt, allowed: mri, gaussian, pairs$"),
         (HEAD + "bases: {}\n", r"one.yaml:3: bases: unknown key \(did you mean base\?\)"),
         (HEAD + BASE + "  epochs: 3\n", r"one.yaml:5: base.epochs: unknown key .*max_epochs"),
-        (HEAD + BASE + "  run_dir: x\n", r"one.yaml:5: base.run_dir: unknown key"),
-        (HEAD + BASE + "  lr: fast\n", r"one.yaml:5: base.lr: given 'fast'"),
-        (HEAD + BASE + "  max_epochs: 0\n", r"one.yaml:5: base.max_epochs: --max_epochs: given 0"),
+        (HEAD + BASE + "  run: x\n", r"one.yaml:5: base.run: unknown key"),
+        (HEAD + BASE + "  lr: fast\n", r"one.yaml:5: base.lr: given fast"),
+        (HEAD + BASE + "  max_epochs: 0\n", r"one.yaml:5: base.max_epochs: given 0"),
         (HEAD + BASE + "  seed: 1\n  seed: 2\n", r"one.yaml:6: base.seed: given twice$"),
         (HEAD + "base: 3\n", r"one.yaml:3: base: given 3, allowed: a mapping"),
         (HEAD + "base: {}\n", r"one.yaml:3: .*challenge: missing"),
@@ -298,7 +306,7 @@ BASE = "base:\n  challenge: singlecoil\n"
         ),
         (
             HEAD + BASE + "  devices: '4'\nresources: {tasks_per_node: 2}\n",
-            r"one.yaml:5: base.devices: devices: given 4, but the job starts 2 processes",
+            r"one.yaml:5: base.devices: given 4, but the job starts 2 processes",
         ),
         (
             HEAD + BASE + "resources: {timeout_min: 2}\n",

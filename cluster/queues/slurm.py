@@ -1,20 +1,23 @@
-"""SLURM's queue through submitit: hand in, ask, take out."""
+"""SLURM's queue through submitit: hand in, ask, take out, and what a job in it can do."""
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
-from cluster.folder import SweepFolder
-from cluster.jobs import TrainingJob
-from cluster.queues import JobState, job_command
-from cluster.resources import Resources
+from cluster.queues import JobState, QueuedJob, Told
+from cluster.resources import Resources, groups_of
+from cluster.sweep_folder import Submission, SweepFolder
 from img2img_recon.support.errors import InputError
 
 # SLURM's states of a job that will not go on by itself.
@@ -66,7 +69,7 @@ def check_slurm() -> None:
         raise InputError(f"--cluster slurm: its controller does not answer ({said})")
 
 
-def _slurm_parameters(name: str, resources: Resources) -> dict[str, Any]:
+def _parameters(name: str, resources: Resources) -> dict[str, Any]:
     """The resources by submitit's names."""
     parameters: dict[str, Any] = {
         "job_name": name,
@@ -75,7 +78,6 @@ def _slurm_parameters(name: str, resources: Resources) -> dict[str, Any]:
         "cpus_per_task": resources.cpus_per_task,
         "time": resources.timeout_min,
         "signal_delay_s": resources.signal_delay_s,
-        "array_parallelism": resources.array_parallelism,
         "stderr_to_stdout": True,
         # One process that fails must not leave the others waiting until the time is up.
         # Since SLURM 22.05 srun does not take the cores per process from sbatch. Processes other than
@@ -99,65 +101,161 @@ def _slurm_parameters(name: str, resources: Resources) -> dict[str, Any]:
     return parameters
 
 
-def sbatch_header(name: str, resources: Resources, count: int, logs: Path) -> str:
-    """The batch script that `submit_to_slurm` would hand in for `count` runs; nothing is submitted."""
-    from submitit.slurm.slurm import _make_sbatch_string
-
-    return _make_sbatch_string(
-        command=job_command(logs.absolute()),
-        folder=logs.absolute(),
-        map_count=count if count > 1 else None,
-        **_slurm_parameters(name, resources),
-    )
+def job_command(logs: Path) -> str:
+    """The shell command of every process of a job; submitit puts srun in front of it."""
+    return f"{shlex.quote(sys.executable)} -u -m cluster.entry {shlex.quote(str(logs))}"
 
 
-def submit_to_slurm(
-    folder: SweepFolder, name: str, resources: Resources, jobs: Mapping[str, TrainingJob]
-) -> None:
-    """Hand in jobs of one shape as one job array, or several where SLURM limits an array's size.
+@dataclass(frozen=True)
+class SlurmQueue:
+    """Jobs go into job arrays, one per resource group.
 
-    Raises:
-        InputError: SLURM refuses, with its reason.
+    Attributes:
+        word: for `--cluster`.
+        parallel: runs of an array at one time, instead of what the resources say.
     """
-    import submitit
 
-    class SlurmExecutor(submitit.SlurmExecutor):
-        """Starts the project's own program."""
+    word: str
+    parallel: int | None = None
+    requeues: ClassVar[bool] = True
 
-        _submitit_command_str = property(lambda self: job_command(self.folder))
+    def check(self, resources: Sequence[Resources]) -> None:
+        """See that SLURM is installed and its controller answers."""
+        check_slurm()
 
-    settings = _ask("scontrol", "show", "config")
-    limits = [line for line in settings.splitlines() if line.startswith("MaxArraySize")]
-    largest = int(limits[0].split("=")[1]) - 1 if limits else 1000
-    ids = list(jobs)
-    for start in range(0, len(ids), largest):
-        part = ids[start : start + largest]
-        logs = folder.logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{part[0]}"
-        executor = SlurmExecutor(logs, max_num_timeout=resources.max_timeouts)
-        mark = f"{part[0]}-{time.time_ns()}"
-        executor.update_parameters(**_slurm_parameters(name, resources), comment=mark)
-        try:
-            handed = executor.submit_array([jobs[run_id] for run_id in part])
-            folder.add_submission(
-                {
-                    "cluster": "slurm",
-                    "time": time.time(),
-                    "logs": str(logs),
-                    "jobs": {run_id: job.job_id for run_id, job in zip(part, handed, strict=True)},
-                }
+    def _parameters(self, name: str, resources: Resources) -> dict[str, Any]:
+        limit = self.parallel or resources.array_parallelism
+        return _parameters(name, resources) | {"array_parallelism": limit}
+
+    def preview(
+        self, name: str, groups: Sequence[tuple[Resources, list[str]]], folder: SweepFolder
+    ) -> str:
+        """The batch script of each array."""
+        from submitit.slurm.slurm import _make_sbatch_string
+
+        logs = folder.logs.absolute()
+        return "\n".join(
+            _make_sbatch_string(
+                command=job_command(logs),
+                folder=logs,
+                map_count=len(runs) if len(runs) > 1 else None,
+                **self._parameters(name, resources),
             )
+            for resources, runs in groups
+        )
+
+    def hand_in(
+        self, folder: SweepFolder, name: str, jobs: Mapping[str, QueuedJob]
+    ) -> Callable[[Told], None]:
+        """One job array per resource group, or several where SLURM limits an array's size."""
+        largest = _largest_array()
+        handed = 0
+        for resources, ids in groups_of([(i, queued.resources) for i, queued in jobs.items()]):
+            for start in range(0, len(ids), largest):
+                part = {run_id: jobs[run_id] for run_id in ids[start : start + largest]}
+                try:
+                    self._submit(folder, name, resources, part)
+                except InputError as error:
+                    if not handed:
+                        raise
+                    raise InputError(f"{error} ({handed} other runs were submitted)") from None
+                handed += len(part)
+        return lambda told: None
+
+    def _submit(
+        self,
+        folder: SweepFolder,
+        name: str,
+        resources: Resources,
+        jobs: Mapping[str, QueuedJob],
+    ) -> None:
+        import submitit
+
+        class SlurmExecutor(submitit.SlurmExecutor):
+            """Starts the project's own program."""
+
+            _submitit_command_str = property(lambda self: job_command(self.folder))
+
+        first = next(iter(jobs))
+        logs = folder.logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{first}"
+        executor = SlurmExecutor(logs, max_num_timeout=resources.max_timeouts)
+        mark = f"{first}-{time.time_ns()}"
+        executor.update_parameters(**self._parameters(name, resources), comment=mark)
+        try:
+            handed = executor.submit_array([queued.job for queued in jobs.values()])
+            ids = {run_id: job.job_id for run_id, job in zip(jobs, handed, strict=True)}
+            folder.add_submission(self.word, ids, {"logs": str(logs)})
         except submitit.core.utils.FailedJobError as error:
             said = str(error).strip().split("\n")[-1]
-            shape = (
+            asked = (
                 f"nodes {resources.nodes}, gpus_per_node {resources.gpus_per_node}, "
                 f"tasks_per_node {resources.processes_per_node}, "
                 f"cpus_per_task {resources.cpus_per_task}, mem_gb {resources.mem_gb}, "
                 f"partition {resources.partition}"
             )
-            raise InputError(f"resources: SLURM refuses the job ({shape}): {said}") from None
+            raise InputError(f"resources: SLURM refuses the job ({asked}): {said}") from None
         except BaseException:
             _take_back(mark)
             raise
+
+    def states(self, latest: Mapping[str, Submission]) -> dict[str, JobState]:
+        """By run, what SLURM knows of its job."""
+        jobs = {run_id: one.jobs[run_id] for run_id, one in latest.items()}
+        known = slurm_states(list(jobs.values()))
+        return {
+            run_id: known[job]._replace(detail=f"{known[job].detail} (job {job})", job_id=job)
+            for run_id, job in jobs.items()
+        }
+
+    def cancel(self, latest: Mapping[str, Submission]) -> None:
+        """Take jobs out of the queue, the running ones included."""
+        ids = sorted(one.jobs[run_id] for run_id, one in latest.items())
+        for start in range(0, len(ids), 500):
+            _ask("scancel", *ids[start : start + 500])
+
+    def rank(self) -> int:
+        """The number of this process among those of its job."""
+        return int(os.environ.get("SLURM_PROCID", "0"))
+
+    def job_id(self) -> str:
+        """The job, by SLURM's name for members of an array."""
+        array = os.environ.get("SLURM_ARRAY_JOB_ID")
+        if array is not None:
+            return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+        return os.environ.get("SLURM_JOB_ID", "?")
+
+    def attempt(self) -> str:
+        """How often SLURM has put the job back."""
+        return os.environ.get("SLURM_RESTART_COUNT", "0")
+
+    def give_way(self, warned: bool, former: Any) -> NoReturn:
+        """Let submitit's handler requeue the job."""
+        if self.rank() == 0 and not warned:
+            # Only SIGTERM came: a preemption without warning, which SLURM follows by a requeue, or a
+            # cancellation, which must not be followed by one. All is saved; wait for what comes.
+            time.sleep(3600)
+        if self.rank() == 0 and callable(former):
+            former(signal.SIGUSR2, None)
+        # The first process requeues the job, which ends this one too.
+        raise SystemExit(0)
+
+    def requeue(self) -> NoReturn:
+        """Put the job back, from whichever of its processes failed."""
+        done = subprocess.run(
+            ["scontrol", "requeue", self.job_id()],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        # Another process of the job may have been faster; SLURM ends this one in a moment.
+        raise SystemExit(f"failed, requeued {done.stderr.strip()}")
+
+
+def _largest_array() -> int:
+    settings = _ask("scontrol", "show", "config")
+    limits = [line for line in settings.splitlines() if line.startswith("MaxArraySize")]
+    return int(limits[0].split("=")[1]) - 1 if limits else 1000
 
 
 def _take_back(mark: str) -> None:
@@ -223,9 +321,3 @@ def _spell_end(state: str, code: str) -> str:
     # srun, told to end all processes with the first that fails, answers with the bare number of the signal.
     hint = f" (perhaps {names[ended]})" if ended in (signal.SIGKILL, signal.SIGUSR2) else ""
     return f"{state}, exit status {status}{hint}"
-
-
-def cancel_in_slurm(job_ids: Sequence[str]) -> None:
-    """Take jobs out of the queue, the running ones included."""
-    for start in range(0, len(job_ids), 500):
-        _ask("scancel", *job_ids[start : start + 500])

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.folder import SweepFolder
-from cluster.grid import Run
+from cluster.runs import Run
+from cluster.sweep_folder import SweepFolder
 from img2img_recon.support.files import atomic_path
 from img2img_recon.training.run_folder import RunFolder
 

@@ -1,0 +1,84 @@
+"""What a sweep will cost: the runs as a table, with parameters and GPU hours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cluster.runs import Sweep
+from cluster.tasks import task_of
+from img2img_recon.support.errors import InputError
+from img2img_recon.training.estimate import Estimate, estimate
+
+SHOWN = 100
+ENDS = 5
+
+
+def estimates(sweep: Sweep) -> list[Estimate]:
+    """The cost of each run of a sweep that was just read.
+
+    Raises:
+        InputError: a network that cannot be built with its options.
+    """
+    task = task_of(sweep.task)
+    found = []
+    for run, config in zip(sweep.runs, sweep.resolved, strict=True):
+        try:
+            found.append(estimate(task, config))
+        except InputError as error:
+            raise InputError(f"{sweep.file}: {run.label or run.id}: {error}") from None
+    return found
+
+
+def print_runs(sweep: Sweep) -> None:
+    """Print a row per run (of many, the first and last) and what all of them will cost."""
+    from rich.console import Console
+    from rich.table import Table
+
+    costs = estimates(sweep)
+    table = Table(title=f"{sweep.name}: {len(sweep.runs)} runs")
+    numbers = ("parameters", "GPU hours")
+    for name in (
+        "id",
+        "task",
+        "network",
+        "parameters",
+        "training images",
+        "resources",
+        "GPU hours",
+    ):
+        table.add_column(name, justify="right" if name in numbers else "left")
+    table.add_column("differs in")
+    count = len(sweep.runs)
+    for number in range(count) if count <= SHOWN else (*range(ENDS), *range(count - ENDS, count)):
+        run, cost, ask = sweep.runs[number], costs[number], sweep.runs[number].resources
+        table.add_row(
+            run.id,
+            run.task,
+            sweep.resolved[number].model,
+            f"{cost.parameters:,}",
+            "all" if cost.train_images is None else f"{cost.train_images:,}",
+            f"{ask.nodes} x {ask.gpus_per_node} GPU, {ask.cpus_per_task} CPU, {ask.timeout_min} min",
+            "?" if cost.gpu_hours is None else f"{cost.gpu_hours:.2f}",
+            run.label,
+        )
+        if count > SHOWN and number == ENDS - 1:
+            table.add_row(*["..."] * len(table.columns))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
+    for line in _summary(sweep, costs):
+        console.print(line, highlight=False)
+
+
+def _summary(sweep: Sweep, costs: list[Estimate]) -> Iterator[str]:
+    """Of all runs: the networks, what they cost."""
+    sizes: dict[str, set[int]] = {}
+    for config, cost in zip(sweep.resolved, costs, strict=True):
+        sizes.setdefault(config.model, set()).add(cost.parameters)
+    if len(sweep.runs) > SHOWN:
+        for model, found in sizes.items():
+            yield f"{model}: {min(found):,} to {max(found):,} parameters in {len(found)} sizes"
+    known = [one.gpu_hours for one in costs if one.gpu_hours is not None]
+    unknown = f" ({len(costs) - len(known)} runs not estimated)" if len(known) < len(costs) else ""
+    yield f"estimated GPU hours: {sum(known):.1f}{unknown}"
