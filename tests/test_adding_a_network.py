@@ -1,0 +1,120 @@
+"""Adding a network is one file and one row: from `build_model` over both command lines to a trained run and a sweep."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from img2img_recon import build_model, load, model_config
+from img2img_recon.networks import zoo
+from img2img_recon.support.errors import InputError
+
+FILE = '''
+"""A pointwise network with options of three kinds."""
+
+from torch import Tensor, nn
+
+from img2img_recon.networks.base import Network
+
+
+class Toy(Network):
+    """A chain of maps of single pixels.
+
+    Args:
+        in_chans: channels in.
+        out_chans: channels out.
+        activation: relu or tanh.
+        slope: what the output is multiplied by.
+        widths: channels in between.
+    """
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        out_chans: int = 3,
+        activation: str = "relu",
+        slope: float = 0.5,
+        widths: tuple[int, ...] = (4, 5),
+    ) -> None:
+        super().__init__(in_chans, out_chans)
+        self.activation, self.slope, self.widths = activation, slope, widths
+        sides = (in_chans, *widths, out_chans)
+        act = nn.ReLU if activation == "relu" else nn.Tanh
+        layers = [nn.Sequential(nn.Conv2d(a, b, 1), act()) for a, b in zip(sides, sides[1:])]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map images (B, in_chans, H, W) to (B, out_chans, H, W)."""
+        return self.slope * self.layers(image)
+'''
+GIVEN = ("--model", "toy", "--activation", "tanh", "--slope", "0.25", "--widths", "3", "6", "2")
+OPTIONS = {"activation": "tanh", "slope": 0.25, "widths": [3, 6, 2]}
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file, and the row."""
+    (tmp_path / "toy_network.py").write_text(FILE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(zoo.MODELS, "toy", zoo.Row("toy_network:Toy"))
+    yield
+    sys.modules.pop("toy_network", None)
+
+
+@pytest.mark.usefixtures("toy")
+def test_options_come_from_the_constructor():
+    network = build_model("toy", **OPTIONS)
+    assert (network.activation, network.slope, network.widths) == ("tanh", 0.25, (3, 6, 2))
+    assert json.loads(json.dumps(model_config("toy")))["widths"] == [4, 5]
+    for wrong in ({"slope": "steep"}, {"widths": ["a"]}, {"activation": 3}, {"slop": 0.1}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            build_model("toy", **wrong)
+
+
+@pytest.mark.usefixtures("toy")
+def test_denoising_trains_it(tmp_path):
+    from denoise_tasks.train import main
+
+    run = tmp_path / "run"
+    main(
+        [
+            *("--task", "gaussian", "--sigma", "30", *GIVEN, "--run", str(run)),
+            *("--max_epochs", "1", "--crops_per_image", "1", "--val_images", "1", "--no_progress"),
+        ]
+    )
+    network = load(run)
+    assert network(torch.rand(1, 3, 9, 7)).shape == (1, 3, 9, 7)
+    assert json.loads((run / "config.json").read_text())["options"].items() >= OPTIONS.items()
+
+
+@pytest.mark.usefixtures("toy")
+def test_mri_trains_it(tmp_path, tiny_data):
+    from fastmri_plugin.train import main
+
+    run = tmp_path / "run"
+    main(
+        [
+            *("--challenge", "singlecoil", "--data_path", str(tiny_data("singlecoil")), *GIVEN),
+            *("--run", str(run), "--max_epochs", "1", "--num_workers", "0", "--no_progress"),
+        ]
+    )
+    assert json.loads((run / "metrics.json").read_text())["mean"].keys() >= {"toy", "zero_filled"}
+    assert json.loads((run / "config.json").read_text())["options"].items() >= OPTIONS.items()
+
+
+@pytest.mark.usefixtures("toy")
+def test_sweeps_know_it(tmp_path):
+    from cluster.sweep_file import read_sweep
+
+    file = tmp_path / "toy.yaml"
+    file.write_text(
+        "name: toy\ntask: gaussian\nbase: {model: toy, sigma: 30, widths: [3, 6, 2], activation: tanh}\n"
+        "axes: {grid: {slope: [0.25, 0.5]}}\n"
+    )
+    runs = read_sweep(file).runs
+    assert len({run.id for run in runs}) == 2
+    assert [run.config["slope"] for run in runs] == [0.25, 0.5]
