@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from img2img_recon.networks.mixing import MixerLayer, TokenMixing
-from img2img_recon.networks.patches import PatchEmbed
+from img2img_recon.networks.layers import MixerLayer, PatchEmbed, TokenMixing
 from img2img_recon.support.errors import InputError
 from img2img_recon.wrappers import pad_to, unpad
 
@@ -51,15 +49,15 @@ class WindowMixer(nn.Module):
 
     def __init__(
         self,
-        in_chans: int,
-        out_chans: int,
-        patch_size: int,
-        window_size: int,
-        embed_dims: Sequence[int],
-        depths: Sequence[int],
-        mlp_ratio: int,
+        in_chans: int = 3,
+        out_chans: int = 3,
+        patch_size: int = 2,
+        window_size: int = 8,
+        embed_dims: tuple[int, ...] = (48, 128),
+        depths: tuple[int, ...] = (2, 4, 2),
+        mlp_ratio: int = 2,
         token_mixing: TokenMixing = "linear",
-        noise_level_plane: bool = True,
+        noise_level_plane: bool = False,
     ) -> None:
         super().__init__()
         levels = len(embed_dims)
@@ -70,20 +68,17 @@ class WindowMixer(nn.Module):
         if window_size < 2 or window_size % 2:
             raise InputError(f"window_size is {window_size}; it must be even")
         self.in_chans, self.noise_level_plane = in_chans, noise_level_plane
-        self.coarsest_window = window_size * patch_size * 2 ** (levels - 1)
+        self.size_unit = window_size * patch_size * 2 ** (levels - 1)
         self.patch_embed = PatchEmbed(patch_size, in_chans + noise_level_plane, embed_dims[0])
         widths = [*embed_dims, *reversed(embed_dims[:-1])]
         self.stages = nn.ModuleList(
             WindowStage(window_size, width, depth, mlp_ratio, token_mixing)
             for width, depth in zip(widths, depths, strict=True)
         )
-        pairs = list(zip(embed_dims[:-1], embed_dims[1:], strict=True))
+        pairs = list(pairwise(embed_dims))
         self.merges = nn.ModuleList(nn.Linear(4 * fine, coarse) for fine, coarse in pairs)
         self.expands = nn.ModuleList(nn.Linear(coarse, 4 * fine) for fine, coarse in pairs[::-1])
         self.output = nn.Linear(embed_dims[0], out_chans * patch_size**2)
-        # The untrained network removes nothing.
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
 
     def forward(self, image: Tensor, sigma: Tensor | float | None = None) -> Tensor:
         """Map images (B, in_chans, H, W) to the residual (B, out_chans, H, W).
@@ -99,13 +94,19 @@ class WindowMixer(nn.Module):
                 f"{self.in_chans}, height, width)"
             )
         level = self._noise_level(image, sigma)
-        if level is not None:
-            image = torch.cat([image, level.expand(-1, 1, *image.shape[-2:])], 1)
-        unit = self.coarsest_window
-        sides = (math.ceil(side / unit + 1) * unit for side in image.shape[-2:])
-        padded, padding = pad_to(image, *sides)
-        residual = unpad(self._residual(padded), padding)
-        return residual if level is None else residual * level
+        unit = self.size_unit
+        padded, padding = pad_to(
+            image, *(unit * (-(-side // unit) + 1) for side in image.shape[-2:])
+        )
+        return unpad(self._residual(padded, level), padding)
+
+    def unpadded(self, image: Tensor, sigma: Tensor | float | None = None) -> Tensor:
+        """As `forward`, for images whose sides are at least two `size_unit`s and multiples of it.
+
+        Where crops are trained on, this saves the padding; the outer half unit, which the
+        shifted windows miss, is worse than `forward` makes it and should count for little.
+        """
+        return self._residual(image, self._noise_level(image, sigma))
 
     def _noise_level(self, image: Tensor, sigma: Tensor | float | None) -> Tensor | None:
         if (sigma is not None) != self.noise_level_plane:
@@ -121,19 +122,28 @@ class WindowMixer(nn.Module):
             )
         return level.reshape(-1, 1, 1, 1).expand(len(image), 1, 1, 1)
 
-    def _residual(self, padded: Tensor) -> Tensor:
-        x = self.patch_embed(padded)
-        levels = len(self.merges)
+    def _residual(self, image: Tensor, level: Tensor | None) -> Tensor:
+        if level is not None:
+            image = torch.cat([image, level.expand(-1, 1, *image.shape[-2:])], 1)
+        residual = self._layers(self.patch_embed(image)).permute(0, 3, 1, 2)
+        return residual if level is None else residual * level
+
+    def _layers(self, x: Tensor) -> Tensor:
+        """Map the volume of patches (B, H / P, W / P, C) to pixels (B, H, W, out_chans)."""
+        down, bottom, up = (
+            self.stages[: len(self.merges)],
+            self.stages[len(self.merges)],
+            self.stages[len(self.merges) + 1 :],
+        )
         kept = []
-        for stage, merge in zip(self.stages[:levels], self.merges, strict=True):
+        for stage, merge in zip(down, self.merges, strict=True):
             x = stage(x)
             kept.append(x)
             x = merge(gather_cells(x))
-        x = self.stages[levels](x)
-        for expand, stage in zip(self.expands, self.stages[levels + 1 :], strict=True):
+        x = bottom(x)
+        for expand, stage in zip(self.expands, up, strict=True):
             x = stage(kept.pop() + spread_cells(expand(x), 2))
-        pixels = spread_cells(self.output(x), self.patch_embed.patch_size)
-        return pixels.permute(0, 3, 1, 2)
+        return spread_cells(self.output(x), self.patch_embed.patch_size)
 
 
 class WindowStage(nn.Sequential):
