@@ -172,7 +172,7 @@ def check_pictures(sources: Sequence[Path]) -> None:
     problems = []
     for path in bar(sources, "checking", len(sources)):
         try:
-            check_ending(path, alpha=check_picture(path).alpha)
+            check_picture(path, path)
         except InputError as error:
             problems.append(str(error))
     if problems:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from denoise_tasks.pictures import list_pictures, picture_size
+from denoise_tasks.pictures import list_pictures, open_picture
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import atomic_path
 
@@ -189,7 +189,7 @@ def _checked(pairs: Iterable[Pair], on_broken: OnBroken | None) -> list[Pair]:
     checked = []
     for pair in pairs:
         try:
-            noisy, clean = picture_size(pair.noisy), picture_size(pair.clean)
+            noisy, clean = open_picture(pair.noisy).shape, open_picture(pair.clean).shape
         except InputError as error:
             if on_broken is None:
                 raise
