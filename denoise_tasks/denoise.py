@@ -201,7 +201,7 @@ class CheckedPictures:
         Raises:
             InputError: the first that cannot be read or written again, and how many more there are.
         """
-        from denoise_tasks.pictures import check_ending, read_picture
+        from denoise_tasks.pictures import check_target, read_picture
 
         self.sources = sources
         self.sigmas: dict[Path, float] = {}
@@ -211,7 +211,7 @@ class CheckedPictures:
         for path in track(sources, "checking", len(sources)):
             try:
                 picture = read_picture(path)
-                check_ending(path, alpha=picture.alpha is not None)
+                check_target(picture, path)
             except InputError as error:
                 problems.append(str(error))
                 continue
@@ -220,7 +220,7 @@ class CheckedPictures:
                     self.sigmas[path] = estimated_sigma(picture.pixels, method)
                 except InputError as error:
                     self.without_sigma[path] = str(error)
-            room -= picture.pixels[..., 0].size
+            room -= picture.samples[..., 0].size
             if room >= 0 or not self._kept:
                 self._kept[path] = picture
         if problems:

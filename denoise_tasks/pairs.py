@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from denoise_tasks.pictures import list_pictures, picture_size
+from denoise_tasks.pictures import list_pictures, open_picture
 from img2img_recon.support.errors import InputError
 
 # What stems end in; "real" and "mean" are PolyU's own words.
@@ -153,7 +153,7 @@ def _checked(pairs: Iterable[Pair], on_broken: OnBroken | None) -> list[Pair]:
     checked = []
     for pair in pairs:
         try:
-            noisy, clean = picture_size(pair.noisy), picture_size(pair.clean)
+            noisy, clean = open_picture(pair.noisy).shape, open_picture(pair.clean).shape
         except InputError as error:
             if on_broken is None:
                 raise

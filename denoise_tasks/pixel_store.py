@@ -121,13 +121,16 @@ def open_store(
 
     def decode(path: Path) -> np.ndarray | str:
         try:
-            pixels = with_channels(read_picture(path).pixels, channels)
+            picture = read_picture(path)
+            # Bytes need no detour through floats, unless colours are mixed.
+            direct = picture.bits == 8 and picture.samples.shape[2] <= channels
+            pixels = with_channels(picture.samples if direct else picture.pixels, channels)
         except InputError as error:
             if not skip_broken:
                 raise
             return str(error)
         kept = pixels if centre_size is None else centre(pixels, centre_size)
-        return np.round(kept * 255).astype(np.uint8)
+        return kept if direct else np.round(kept * 255).astype(np.uint8)
 
     def fill(folder: Path) -> None:
         names, shapes, maxima, broken = [], [], [], []

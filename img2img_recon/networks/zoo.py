@@ -16,6 +16,7 @@ from img2img_recon.networks.dncnn import DnCNN
 from img2img_recon.networks.mixers import LEVELS, Img2ImgMixer, MultiResMixer, OriginalMixer
 from img2img_recon.networks.unet import UNet
 from img2img_recon.networks.vit import VisionTransformer
+from img2img_recon.networks.window_mixer import WindowMixer
 from img2img_recon.support.errors import InputError
 
 
@@ -56,6 +57,17 @@ _VIT = _COLOUR | {
 }
 _UNET = {"in_chans": 3, "out_chans": 3, "chans": 21, "num_pool_layers": 4, "drop_prob": 0.0}
 _DNCNN = {"in_chans": 3, "out_chans": 3, "chans": 64, "depth": 17}
+_WINDOW = {
+    "in_chans": 3,
+    "out_chans": 3,
+    "patch_size": 2,
+    "window_size": 8,
+    "embed_dims": [48, 128],
+    "depths": [2, 4, 2],
+    "mlp_ratio": 2,
+    "token_mixing": "linear",
+    "noise_level_plane": False,
+}
 
 _TABLE: dict[str, Model] = {
     "img2img_mixer": Model(Img2ImgMixer, _MIXER),
@@ -90,6 +102,11 @@ _TABLE: dict[str, Model] = {
     "unet_c30": Model(UNet, _UNET | {"chans": 30}),
     "unet_fastmri": Model(UNet, _UNET | {"in_chans": 1, "out_chans": 1, "chans": 32}),
     "dncnn": Model(DnCNN, _DNCNN),
+    "window_mixer": Model(WindowMixer, _WINDOW),
+    "window_mixer_tiny": Model(WindowMixer, _WINDOW | {"embed_dims": [32, 64]}),
+    "window_mixer_base": Model(
+        WindowMixer, _WINDOW | {"embed_dims": [64, 192], "depths": [2, 6, 2]}
+    ),
 }
 
 
@@ -170,6 +187,12 @@ def _checked(key: str, value: Any) -> Any:
     elif key == "drop_prob":
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         allowed, fits = "a number in [0, 1]", is_number and 0 <= value <= 1
+    elif key == "noise_level_plane":
+        allowed, fits = "true or false", isinstance(value, bool)
+    elif key in ("embed_dims", "depths"):
+        value = list(value) if isinstance(value, (tuple, list)) else value
+        allowed = "positive whole numbers"
+        fits = isinstance(value, list) and bool(value) and all(map(_is_count, value))
     else:
         allowed, fits = "a positive whole number", _is_count(value)
     if not fits:

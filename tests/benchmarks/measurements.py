@@ -156,7 +156,7 @@ def layer_traffic_gb(name: str, img_size: int) -> float:
 def build(name: str, img_size: int) -> nn.Module:
     """Build a network for colour images of img_size x img_size, the same weights every time."""
     torch.manual_seed(0)
-    any_size = name.startswith(("unet", "dncnn"))
+    any_size = name.startswith(("unet", "dncnn", "window_mixer"))
     return build_model(name) if any_size else build_model(name, img_size=img_size)
 
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 import denoise_tasks.inference
-from denoise_tasks import benchmark, denoise, sidd
+from denoise_tasks import denoise, sidd
 from denoise_tasks.apply import TILE, back, bounded, denoise_pixels, orientations, tiles_at_once
 from denoise_tasks.inference import Denoiser, build_module, load_denoiser
 from denoise_tasks.pictures import Metadata, Picture, read_picture, write_picture
 from img2img_recon.networks.zoo import build_model, model_config
 from img2img_recon.support.errors import InputError
 from img2img_recon.wrappers import AnySize, Residual
+from tests.benchmarks import denoise as benchmark
 
 RNG = np.random.default_rng(0)
 TILE_SIDE = 64
@@ -203,6 +204,15 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Path]]:
     return install
 
 
+def stored(
+    pixels: np.ndarray, alpha: np.ndarray | None, bits: int = 8, metadata: Metadata | None = None
+) -> Picture:
+    """A picture of samples, from floats in [0, 1]."""
+    dtype, largest = (np.uint8, 255) if bits == 8 else (np.uint16, 65535)
+    opacity = None if alpha is None else np.rint(alpha * largest).astype(dtype)
+    return Picture(np.rint(pixels * largest).astype(dtype), opacity, metadata or Metadata())
+
+
 def run(*words: object) -> None:
     denoise.main([*map(str, words), "--run", "RUN", "--accelerator", "cpu"])
 
@@ -225,8 +235,8 @@ def test_a_network_that_changes_nothing_changes_nothing(
 ) -> None:
     pixels = picture(90, 70, channels)
     opacity = picture(90, 70, 1)[..., 0] if alpha else None
-    metadata = Metadata(dpi=(300.0, 300.0))
-    write_picture(tmp_path / name, pixels, Picture(pixels, opacity, bits, metadata))
+    like = stored(pixels, opacity, bits, Metadata(dpi=(300.0, 300.0)))
+    write_picture(tmp_path / name, pixels, like)
     run(tmp_path / name, "--out", tmp_path / "out")
     before, after = read_picture(tmp_path / name), read_picture(tmp_path / "out" / name)
     assert np.array_equal(after.pixels, before.pixels)
@@ -336,7 +346,7 @@ def test_bad_input(tmp_path: Path, fake: Callable[..., list[Path]]) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.gif").write_bytes(b"GIF89a")
     (tmp_path / "alpha.bmp").write_bytes(b"")
-    with_alpha = Picture(picture(20, 30), np.ones((20, 30), np.float32))
+    with_alpha = stored(picture(20, 30), np.ones((20, 30)))
     write_picture(tmp_path / "alpha.png", with_alpha.pixels, with_alpha)
     (tmp_path / "alpha.png").rename(tmp_path / "alpha.jpg")  # a PNG file under another name
     (tmp_path / "file").touch()
@@ -431,7 +441,7 @@ def test_script_gives_what_the_network_gives(
     tmp_path: Path, tiny_run: Path, script: Callable[..., Any]
 ) -> None:
     source, out = tmp_path / "a.png", tmp_path / "out"
-    write_picture(source, picture(75, 140), Picture(picture(75, 140), None, 16))
+    write_picture(source, picture(75, 140), stored(picture(75, 140), None, 16))
     done = script("denoise_tasks/denoise.py", source, "--out", out, "--run", tiny_run)
     assert done.returncode == 0, done.stderr
     pixels = read_picture(source).pixels

@@ -35,13 +35,14 @@ SMALL = {
     "vit": {"patch_size": 10, "embed_dim": 12, "depth": 2, "num_heads": 3},
     "unet": {"chans": 4, "num_pool_layers": 2},
     "dncnn": {"chans": 8, "depth": 4},
+    "window_mixer": {"window_size": 4, "embed_dims": (6, 8), "depths": (2, 2, 2)},
 }
 MIXERS = ["img2img_mixer", "linear_mixer", "original_mixer", "multires_mixer"]
 
 
 def small(name: str, height: int = 64, width: int = 64, **overrides: int) -> nn.Module:
     torch.manual_seed(0)
-    sized = {} if name in ("unet", "dncnn") else {"img_size": (height, width)}
+    sized = {} if name in ("unet", "dncnn", "window_mixer") else {"img_size": (height, width)}
     return build_model(name, **SMALL[name], **sized, **overrides)
 
 

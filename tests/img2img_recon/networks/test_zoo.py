@@ -34,6 +34,9 @@ PARAMETERS = {
     "unet_c30": 6_817_503,
     "unet_fastmri": 7_756_097,
     "dncnn": 558_400,
+    "window_mixer": 355_772,
+    "window_mixer_tiny": 103_148,
+    "window_mixer_base": 1_061_932,
 }
 NATIVE_SIZE = {
     "img2img_mixer": ((256, 256), 4),
@@ -45,6 +48,7 @@ NATIVE_SIZE = {
     "vit": (None, 1),
     "unet": (None, 1),
     "dncnn": (None, 1),
+    "window_mixer": (None, 1),
 }
 
 
@@ -121,11 +125,20 @@ def test_override_that_a_model_lacks_is_refused(name: str, override: dict[str, i
         ("img2img_mixer", "img_size", -256),
         ("img2img_mixer", "token_mixing", "conv"),
         ("unet", "drop_prob", 1.5),
+        ("window_mixer", "depths", (2, 0, 2)),
+        ("window_mixer", "embed_dims", 48),
+        ("window_mixer", "noise_level_plane", 1),
     ],
 )
 def test_value_of_the_wrong_kind_is_refused(name: str, key: str, value: object) -> None:
     with pytest.raises(InputError, match=f"{key} is .*; it must be"):
         build_model(name, **{key: value})
+
+
+def test_the_noise_level_plane_is_one_more_channel() -> None:
+    with torch.device("meta"):
+        net = build_model("window_mixer", noise_level_plane=True)
+    assert parameter_count(net) == PARAMETERS["window_mixer"] + 48 * 2 * 2
 
 
 def test_unknown_name_lists_the_names() -> None:

@@ -1,0 +1,211 @@
+"""A mixer for images of any size: the mixer's layer inside windows that share their weights."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from img2img_recon.networks.layers import MixerLayer, PatchEmbed, TokenMixing
+from img2img_recon.support.errors import InputError
+from img2img_recon.wrappers import pad_to, unpad
+
+
+class WindowMixer(nn.Module):
+    """Layers of the image-to-image mixer inside windows of patches, at one or several resolutions.
+
+    The volume of patches is cut into windows of `window_size` x `window_size` cells, and every layer mixes
+    height, width and channels of each window with the same weights; the windows of every second layer
+    lie half a window further down and to the right. So the number of parameters does not depend on
+    the image's size and the cost is linear in its pixels. With several `embed_dims` the network is a U: 2 x 2
+    cells become one at the next level, and a skip adds what the finer level held. The image is padded by
+    reflection, by half a window of the coarsest level at least, so that a shifted window never wraps around.
+
+    The output is the residual, in the image's units, for `Residual` to subtract. With the noise level as a
+    plane it is multiplied by that level: at sigma 0 it is 0.
+
+    Args:
+        in_chans: channels of the images that come in.
+        out_chans: channels of the images that go out.
+        patch_size: P, side of a patch in pixels.
+        window_size: side of a window in cells, even, the same at every level.
+        embed_dims: channels of the volume at each level, from fine to coarse.
+        depths: layers of each stage, 2 * levels - 1 of them: down to the coarsest level and up again.
+        mlp_ratio: hidden width of every MLP as a multiple of its input.
+        token_mixing: "mlp", or "linear" for one linear map each along height and width.
+        noise_level_plane: whether `forward` takes the noise level, which enters as one more channel.
+
+    Shapes: (B, in_chans, H, W) -> (B, out_chans, H, W), any H and W.
+
+    Raises:
+        InputError: sizes that do not fit together; in `forward`, an image of another number of channels, or
+            a noise level that is missing, not asked for or not one number per image.
+    """
+
+    img_size = None
+    size_divisor = 1
+    min_size = 1
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        out_chans: int = 3,
+        patch_size: int = 2,
+        window_size: int = 8,
+        embed_dims: tuple[int, ...] = (48, 128),
+        depths: tuple[int, ...] = (2, 4, 2),
+        mlp_ratio: int = 2,
+        token_mixing: TokenMixing = "linear",
+        noise_level_plane: bool = False,
+    ) -> None:
+        super().__init__()
+        levels = len(embed_dims)
+        if len(depths) != 2 * levels - 1:
+            raise InputError(
+                f"depths has {len(depths)} stages; {levels} levels need {2 * levels - 1}"
+            )
+        if window_size < 2 or window_size % 2:
+            raise InputError(f"window_size is {window_size}; it must be even")
+        self.in_chans, self.noise_level_plane = in_chans, noise_level_plane
+        self.size_unit = window_size * patch_size * 2 ** (levels - 1)
+        self.patch_embed = PatchEmbed(patch_size, in_chans + noise_level_plane, embed_dims[0])
+        widths = [*embed_dims, *reversed(embed_dims[:-1])]
+        self.stages = nn.ModuleList(
+            WindowStage(window_size, width, depth, mlp_ratio, token_mixing)
+            for width, depth in zip(widths, depths, strict=True)
+        )
+        pairs = list(pairwise(embed_dims))
+        self.merges = nn.ModuleList(nn.Linear(4 * fine, coarse) for fine, coarse in pairs)
+        self.expands = nn.ModuleList(nn.Linear(coarse, 4 * fine) for fine, coarse in pairs[::-1])
+        self.output = nn.Linear(embed_dims[0], out_chans * patch_size**2)
+
+    def forward(self, image: Tensor, sigma: Tensor | float | None = None) -> Tensor:
+        """Map images (B, in_chans, H, W) to the residual (B, out_chans, H, W).
+
+        Args:
+            image: the images.
+            sigma: standard deviation of the noise in the image's units, [0, 1]: one number, or one per
+                image, (B,) or (B, 1, 1, 1).
+        """
+        if image.ndim != 4 or image.shape[1] != self.in_chans:
+            raise InputError(
+                f"the image has shape {tuple(image.shape)}; this network takes (batch, "
+                f"{self.in_chans}, height, width)"
+            )
+        level = self._noise_level(image, sigma)
+        unit = self.size_unit
+        padded, padding = pad_to(
+            image, *(unit * (-(-side // unit) + 1) for side in image.shape[-2:])
+        )
+        return unpad(self._residual(padded, level), padding)
+
+    def unpadded(self, image: Tensor, sigma: Tensor | float | None = None) -> Tensor:
+        """As `forward`, for images whose sides are at least two `size_unit`s and multiples of it.
+
+        Where crops are trained on, this saves the padding; the outer half unit, which the
+        shifted windows miss, is worse than `forward` makes it and should count for little.
+        """
+        return self._residual(image, self._noise_level(image, sigma))
+
+    def _noise_level(self, image: Tensor, sigma: Tensor | float | None) -> Tensor | None:
+        if (sigma is not None) != self.noise_level_plane:
+            needs = "needs" if self.noise_level_plane else "takes no"
+            raise InputError(f"this network {needs} sigma, the noise level")
+        if sigma is None:
+            return None
+        level = torch.as_tensor(sigma, dtype=image.dtype, device=image.device)
+        if level.numel() not in (1, len(image)):
+            raise InputError(
+                f"sigma has shape {tuple(level.shape)}; it must be one number or one per image, "
+                f"({len(image)},)"
+            )
+        return level.reshape(-1, 1, 1, 1).expand(len(image), 1, 1, 1)
+
+    def _residual(self, image: Tensor, level: Tensor | None) -> Tensor:
+        if level is not None:
+            image = torch.cat([image, level.expand(-1, 1, *image.shape[-2:])], 1)
+        residual = self._layers(self.patch_embed(image)).permute(0, 3, 1, 2)
+        return residual if level is None else residual * level
+
+    def _layers(self, x: Tensor) -> Tensor:
+        """Map the volume of patches (B, H / P, W / P, C) to pixels (B, H, W, out_chans)."""
+        down, bottom, up = (
+            self.stages[: len(self.merges)],
+            self.stages[len(self.merges)],
+            self.stages[len(self.merges) + 1 :],
+        )
+        kept = []
+        for stage, merge in zip(down, self.merges, strict=True):
+            x = stage(x)
+            kept.append(x)
+            x = merge(gather_cells(x))
+        x = bottom(x)
+        for expand, stage in zip(self.expands, up, strict=True):
+            x = stage(kept.pop() + spread_cells(expand(x), 2))
+        return spread_cells(self.output(x), self.patch_embed.patch_size)
+
+
+class WindowStage(nn.Sequential):
+    """Mixer layers inside windows; the windows of every second layer are shifted by half a window.
+
+    A shifted layer leaves the outer half window of the volume as it is.
+
+    Args:
+        window_size: side of a window in cells.
+        embed_dim: C, channels of the volume.
+        depth: number of layers.
+        mlp_ratio: hidden width of every MLP as a multiple of its input.
+        token_mixing: "mlp" or "linear".
+
+    Shapes: (B, H, W, C) -> (B, H, W, C); H and W are multiples of `window_size`, at least two of it.
+    """
+
+    def __init__(
+        self,
+        window_size: int,
+        embed_dim: int,
+        depth: int,
+        mlp_ratio: int,
+        token_mixing: TokenMixing,
+    ) -> None:
+        grid = (window_size, window_size)
+        super().__init__(
+            *(MixerLayer(grid, embed_dim, mlp_ratio, token_mixing) for _ in range(depth))
+        )
+        self.window_size = window_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to (B, H, W, C)."""
+        half = self.window_size // 2
+        for number, layer in enumerate(self):
+            if number % 2:
+                mixed = in_windows(layer, x[:, half:-half, half:-half], self.window_size)
+                x = x.clone()
+                x[:, half:-half, half:-half] = mixed
+            else:
+                x = in_windows(layer, x, self.window_size)
+        return x
+
+
+def in_windows(layer: nn.Module, x: Tensor, side: int) -> Tensor:
+    """Apply a layer to every window of `side` x `side` cells of a volume (B, H, W, C)."""
+    B, H, W, C = x.shape
+    rows, columns = H // side, W // side
+    windows = x.reshape(B, rows, side, columns, side, C).transpose(2, 3)
+    mixed = layer(windows.reshape(-1, side, side, C))
+    return mixed.view(B, rows, columns, side, side, C).transpose(2, 3).reshape(B, H, W, C)
+
+
+def gather_cells(x: Tensor) -> Tensor:
+    """Every 2 x 2 block of cells becomes one: (B, H, W, C) -> (B, H / 2, W / 2, 4C)."""
+    B, H, W, C = x.shape
+    blocks = x.reshape(B, H // 2, 2, W // 2, 2, C).transpose(2, 3)
+    return blocks.reshape(B, H // 2, W // 2, 4 * C)
+
+
+def spread_cells(x: Tensor, scale: int) -> Tensor:
+    """Undo gathering: (B, H, W, scale * scale * C) -> (B, H * scale, W * scale, C)."""
+    B, H, W, C = x.shape
+    cells = x.view(B, H, W, scale, scale, C // scale**2).transpose(2, 3)
+    return cells.reshape(B, H * scale, W * scale, -1)
