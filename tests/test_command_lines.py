@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,8 +30,6 @@ COMMANDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("denoise_tasks/train.py", ()),
     ("denoise_tasks/evaluate.py", ()),
     ("denoise_tasks/denoise.py", ()),
-    ("denoise_tasks/denoise.py", ("--sidd_benchmark", "x.mat")),
-    ("denoise_tasks/denoise.py", ("--validate_submission", "x.csv")),
     ("denoise_tasks/untrained.py", ()),
     *(("cluster/sweep.py", (command,)) for command in SWEEP),
     ("cluster/launch.py", ()),
@@ -165,6 +164,30 @@ def test_values_of_several_words(script, before, flags_and_main):
             required = [*before, *required_words(flags, before, flag)]
             message = refusal(main, [*required, flag.spelling, ",".join(words)])
             assert message == f"{flag.spelling}: given {','.join(words)}; give {' '.join(words)}"
+
+
+def console_commands() -> list[str]:
+    """What `pip install` makes commands of, as module:function."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return re.findall(r'^img2img-[a-z-]+ = "([a-z_.]+:main)"$', text, re.MULTILINE)
+
+
+def test_every_script_is_a_console_command():
+    named = {f"{entry.removesuffix(':main').replace('.', '/')}.py" for entry in console_commands()}
+    assert named == {script for script, _ in COMMANDS}
+
+
+@pytest.mark.parametrize("entry", console_commands())
+def test_console_commands_end_as_scripts_do(entry, monkeypatch, capsys):
+    main = importlib.import_module(entry.removesuffix(":main")).main
+    monkeypatch.setattr(sys, "argv", ["img2img-command", "--quux=1"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
 
 
 def run(script: str, *words: str, code: str = "") -> subprocess.CompletedProcess[str]:
