@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.queues import DEFAULT_QUEUE, Queue, QueueWord, make_queue
-from img2img_recon.support.cli import flag, parse_config, run_script
+from img2img_recon.support.cli import flag, parse_config, script
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.types import NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -165,6 +165,7 @@ def launch(sweep: Sweep, words: Sequence[str], queue: Queue, folder: SweepFolder
     return f"{state.state} {state.detail}" if taken else f"{state.state} already {state.detail}"
 
 
+@script
 def main(words: Sequence[str] | None = None) -> None:
     """The command line."""
     given = list(sys.argv[1:] if words is None else words)
@@ -187,4 +188,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

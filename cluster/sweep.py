@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import SITE_FILE
 from cluster.queues import DEFAULT_QUEUE, QueueWord, make_queue
-from img2img_recon.support.cli import flag, parse_config, run_script
+from img2img_recon.support.cli import flag, parse_config, script
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import write_json
 from img2img_recon.support.types import PositiveInt
@@ -309,6 +309,7 @@ COMMANDS: dict[str, type[Any]] = {
 }
 
 
+@script
 def main(words: Sequence[str] | None = None) -> None:
     """The command line."""
     given = list(sys.argv[1:] if words is None else words)
@@ -322,4 +323,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from img2img_recon.support.cli import flag, parse_config, run_script
+from img2img_recon.support.cli import flag, parse_config, script
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import writable_folder
 from img2img_recon.support.progress import Track, bar, silent
@@ -346,6 +346,7 @@ def denoise_benchmark(config: DenoiseConfig) -> Path:
     return config.out
 
 
+@script
 def main(words: Sequence[str] | None = None) -> None:
     """Denoise files, or make or check a submission, as the command line says."""
     config = parse_config(DenoiseConfig, words)
@@ -364,4 +365,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

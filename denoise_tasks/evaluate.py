@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from denoise_tasks.task import Protocol
-from img2img_recon.support.cli import flag, parse_config, run_script
+from img2img_recon.support.cli import flag, parse_config, script
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import atomic_path, writable_folder, write_json
 from img2img_recon.support.progress import bar, silent
@@ -349,6 +349,7 @@ def print_scores(results: Sequence[Result], out: Path) -> None:
     )
 
 
+@script
 def main(words: Sequence[str] | None = None) -> None:
     """The command line."""
     config = parse_config(EvaluateConfig, words)
@@ -356,4 +357,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from denoise_tasks.task import TASKS, TrainConfig
-from img2img_recon.support.cli import parse_config, run_script
+from img2img_recon.support.cli import parse_config, script
 from img2img_recon.training.default_words import default_words
 
 
@@ -48,6 +48,7 @@ def defaults() -> dict[str, str]:
     )
 
 
+@script
 def main(words: Sequence[str] | None = None) -> None:
     """The command line."""
     models = next(iter(TASKS.values())).models()
@@ -62,4 +63,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

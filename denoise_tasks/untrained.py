@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from img2img_recon.figures import label_of
-from img2img_recon.support.cli import flag, parse_config, run_script
+from img2img_recon.support.cli import flag, parse_config, script
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import atomic_path, write_json
 from img2img_recon.support.progress import bar, silent
@@ -240,6 +240,7 @@ def study(config: UntrainedConfig) -> dict[str, Any]:
     return results
 
 
+@script
 def main(words: Sequence[str] | None = None) -> None:
     """Check, fit, draw, print the table."""
     from rich.console import Console
@@ -257,4 +258,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from fastmri_plugin import Challenge
-from img2img_recon.support.cli import flag, parse_config, run_script
+from img2img_recon.support.cli import flag, parse_config, script
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.types import PositiveInt
 
@@ -126,6 +126,7 @@ def safe_name(text: str, what: str) -> str:
     return text
 
 
+@script
 def main(words: Sequence[str] | None = None) -> None:
     """Convert what the command line says."""
     config = parse_config(ConvertConfig, words)
@@ -137,4 +138,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

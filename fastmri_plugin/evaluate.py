@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastmri_plugin.flags import SplitFlags
-from img2img_recon.support.cli import flag, parse_config, run_script
+from img2img_recon.support.cli import flag, parse_config, script
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.types import NonNegativeInt, PositiveInt
 
@@ -119,6 +119,7 @@ def content(scored: Mapping[str, Sequence[ScoredVolume]], by_method: bool) -> di
     return {"methods": found} if by_method else next(iter(found.values()))
 
 
+@script
 def main(words: Sequence[str] | None = None) -> None:
     """Score, print the table, write the JSON file."""
     config = parse_config(EvaluateConfig, words)
@@ -143,4 +144,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

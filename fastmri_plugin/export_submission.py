@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastmri_plugin.flags import SplitFlags
-from img2img_recon.support.cli import flag, parse_config, run_script
+from img2img_recon.support.cli import flag, parse_config, script
 from img2img_recon.support.errors import InputError
 
 
@@ -42,6 +42,7 @@ class ExportConfig(SplitFlags):
             raise InputError(f"--out: {self.out} exists; give --overwrite to replace it")
 
 
+@script
 def main(words: Sequence[str] | None = None) -> None:
     """Export and check, or check, as the command line says; every problem on a line of its own."""
     config = parse_config(ExportConfig, words)
@@ -71,4 +72,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

@@ -10,6 +10,7 @@ from fastmri_plugin import Challenge
 from fastmri_plugin.masks import MaskSpec, MaskType, usual_center_fraction
 from img2img_recon.support.cli import flag
 from img2img_recon.support.types import NonNegativeInt, PositiveInt, UnitShare
+from img2img_recon.training.options import Accelerator
 
 DEFAULT_ACCELERATIONS = (4,)
 
@@ -82,7 +83,7 @@ class SplitFlags(DataFlags):
     test_path: Path | None = flag(
         None, help="folder of volumes, in place of a split of --data_path", group="data", basic=True
     )
-    accelerator: str = flag("auto", help="where networks run: auto, cpu, gpu, mps", basic=True)
+    accelerator: Accelerator = flag("auto", help="where networks run", group="cluster", basic=True)
     batch_size: PositiveInt = flag(1, help="slices per batch (of one size)", basic=True)
     num_workers: NonNegativeInt = flag(0, help="loader processes")
     progress: bool = flag(True, help="progress bars", basic=True)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fastmri_plugin import Challenge
 from fastmri_plugin.masks import DrawnMask, MaskSpec, draw_mask, usual_center_fraction
-from img2img_recon.support.cli import flag, parse_config, run_script
+from img2img_recon.support.cli import flag, parse_config, script
 from img2img_recon.support.errors import InputError, named
 from img2img_recon.support.files import make_folder_once, write_json
 from img2img_recon.support.progress import Track, bar, silent
@@ -248,6 +248,7 @@ def _read_manifest(folder: Path) -> dict[str, str]:
     return files
 
 
+@script
 def main(words: Sequence[str] | None = None) -> None:
     """Freeze or verify, as the command line says."""
     config = parse_config(FreezeConfig, words)
@@ -264,4 +265,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

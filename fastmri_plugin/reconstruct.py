@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastmri_plugin.flags import SplitFlags
-from img2img_recon.support.cli import flag, parse_config, run_script
+from img2img_recon.support.cli import flag, parse_config, script
 from img2img_recon.support.errors import InputError
 
 
@@ -31,6 +31,7 @@ class ReconstructConfig(SplitFlags):
             raise InputError("--out: needed, unless one --run is given")
 
 
+@script
 def main(words: Sequence[str] | None = None) -> None:
     """Reconstruct what the command line says and print the folder made."""
     config = parse_config(ReconstructConfig, words)
@@ -47,4 +48,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

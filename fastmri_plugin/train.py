@@ -11,7 +11,7 @@ from typing import Any
 
 from fastmri_plugin.flags import SplitFlags
 from fastmri_plugin.task import TASK, TrainConfig
-from img2img_recon.support.cli import parse_config, run_script
+from img2img_recon.support.cli import parse_config, script
 from img2img_recon.support.errors import InputError
 from img2img_recon.training.run_folder import RunFolder
 
@@ -80,6 +80,7 @@ def defaults() -> dict[str, str]:
     return default_words([("fastMRI's data", TASK, own), ("built-in data", TASK, builtin)])
 
 
+@script
 def main(words: Sequence[str] | None = None) -> None:
     """The command line."""
     config = parse_config(TrainConfig, words, models=TASK.models(), defaults=defaults)
@@ -95,4 +96,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

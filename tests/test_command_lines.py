@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,8 +30,6 @@ COMMANDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("denoise_tasks/train.py", ()),
     ("denoise_tasks/evaluate.py", ()),
     ("denoise_tasks/denoise.py", ()),
-    ("denoise_tasks/denoise.py", ("--sidd_benchmark", "x.mat")),
-    ("denoise_tasks/denoise.py", ("--validate_submission", "x.csv")),
     ("denoise_tasks/untrained.py", ()),
     *(("cluster/sweep.py", (command,)) for command in SWEEP),
     ("cluster/launch.py", ()),
@@ -64,21 +63,27 @@ def flags_and_main(
     return seen[0], main
 
 
-def a_value(flag: Flag) -> str:
-    """Something that the type of a flag takes."""
+def some_words(flag: Flag, wanted: int = 1) -> list[str]:
+    """Words that a flag takes, at least so many."""
     for word in (*choices(flag.type), "1", "0.5", "x"):
-        try:
-            fit(flag.type, word)
-        except ValueError:
-            continue
-        return word
+        for words in ([word], [word, word]):
+            if len(words) >= wanted and fits(flag, words[0] if len(words) == 1 else words):
+                return words
     raise AssertionError(flag)
+
+
+def fits(flag: Flag, value: Any) -> bool:
+    try:
+        fit(flag.type, value)
+    except ValueError:
+        return False
+    return True
 
 
 def required_words(flags: dict[str, Flag], before: Sequence[str], but: Flag) -> Iterator[str]:
     for flag in flags.values():
         if flag.required and flag != but and flag.spelling not in before:
-            yield from (a_value(flag),) if flag.positional else (flag.spelling, a_value(flag))
+            yield from (*([] if flag.positional else [flag.spelling]), *some_words(flag))
 
 
 def refusal(main: Callable[..., Any], words: Sequence[str]) -> str:
@@ -99,9 +104,7 @@ def test_wrong_words_of_every_flag(script, before, flags_and_main):
             continue
         required = [*before, *required_words(flags, before, flag)]
         for word in WRONG:
-            try:
-                fit(flag.type, word)
-            except ValueError:
+            if not fits(flag, word):
                 refused.add(name)
                 message = refusal(main, [*required, f"{flag.spelling}={word}"])
                 assert message.startswith(f"{flag.spelling}: given {word}; allowed: "), message
@@ -110,22 +113,16 @@ def test_wrong_words_of_every_flag(script, before, flags_and_main):
             if len(choice) > 3 and near not in choices(flag.type):
                 message = refusal(main, [*required, f"{flag.spelling}={near}"])
                 assert "(did you mean " in message, message
-        if flag.several and not flag.switch:
-            message = refusal(main, [*required, f"{flag.spelling}="])
         if not flag.switch:
             message = refusal(main, [*required, flag.spelling])
             assert message.startswith(f"{flag.spelling}: given without a value; give "), message
-    switches_and_numbers = {name for name, flag in flags.items() if not is_text(flag)}
-    assert refused >= switches_and_numbers - {name for name in flags if flags[name].positional}
+    named = {name: flag for name, flag in flags.items() if not flag.positional}
+    assert refused >= {name for name, flag in named.items() if not is_text(flag)}
 
 
 def is_text(flag: Flag) -> bool:
     """Whether any word fits."""
-    try:
-        fit(flag.type, "no such word 4;8")
-    except ValueError:
-        return False
-    return True
+    return fits(flag, "no such word 4;8")
 
 
 @every_command
@@ -163,10 +160,34 @@ def test_values_of_several_words(script, before, flags_and_main):
     flags, main = flags_and_main
     for flag in flags.values():
         if flag.several and not flag.positional and not is_text(flag):
-            words = [a_value(flag)] * 2
+            words = some_words(flag, 2)
             required = [*before, *required_words(flags, before, flag)]
             message = refusal(main, [*required, flag.spelling, ",".join(words)])
             assert message == f"{flag.spelling}: given {','.join(words)}; give {' '.join(words)}"
+
+
+def console_commands() -> list[str]:
+    """What `pip install` makes commands of, as module:function."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return re.findall(r'^img2img-[a-z-]+ = "([a-z_.]+:main)"$', text, re.MULTILINE)
+
+
+def test_every_script_is_a_console_command():
+    named = {f"{entry.removesuffix(':main').replace('.', '/')}.py" for entry in console_commands()}
+    assert named == {script for script, _ in COMMANDS}
+
+
+@pytest.mark.parametrize("entry", console_commands())
+def test_console_commands_end_as_scripts_do(entry, monkeypatch, capsys):
+    main = importlib.import_module(entry.removesuffix(":main")).main
+    monkeypatch.setattr(sys, "argv", ["img2img-command", "--quux=1"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
 
 
 def run(script: str, *words: str, code: str = "") -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -219,6 +220,22 @@ def one_line(error: InputError) -> str:
     """The error's message; of one that crossed a loader process, without that process's traceback."""
     last = str(error).strip().split("\n")[-1]
     return last.removeprefix(f"{InputError.__module__}.{InputError.__qualname__}: ")
+
+
+def script(main: Callable[[Sequence[str] | None], None]) -> Callable[..., None]:
+    """Make `main(words)` of a script what a person's command calls too.
+
+    Without words it reads `sys.argv` and ends the program as `run_script` does. With words, as from
+    Python, what it raises reaches the caller.
+    """
+
+    @functools.wraps(main)
+    def command(words: Sequence[str] | None = None) -> None:
+        if words is None:
+            run_script(lambda: main(None))
+        main(words)
+
+    return command
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
