@@ -214,10 +214,9 @@ finally:
 """
 
 
-@every_command
+@pytest.mark.parametrize(("script", "before"), [*COMMANDS, ("cluster/sweep.py", ())])
 def test_help_is_short_and_imports_nothing_heavy(script, before):
-    words = before if script == "cluster/sweep.py" else before[:2]
-    done = run(script, *words, "--help", code=IMPORTED)
+    done = run(script, *before, "--help", code=IMPORTED)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) < HELP_LINES

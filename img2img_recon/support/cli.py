@@ -113,27 +113,15 @@ def _unknown(name: str, known: Mapping[str, Any]) -> InputError:
     return InputError(f"--{name}: no such flag{close}")
 
 
-def underscore_flags(words: Sequence[str]) -> list[str]:
-    """Spell every flag with underscores, so that `--data-path` and `--data_path` are one flag."""
-    spelled: list[str] = []
-    for position, word in enumerate(words):
-        if word == "--":
-            return spelled + list(words[position:])
-        if word.startswith("--"):
-            name, equals, value = word.partition("=")
-            word = "--" + name[2:].replace("-", "_") + equals + value
-        spelled.append(word)
-    return spelled
-
-
 def _groups(words: Sequence[str]) -> Iterator[tuple[str, list[str], bool]]:
     """Flags without dashes, each with the words up to the next; "" for words that follow no flag.
 
     The third value says whether the word stands behind the flag's "=", so that it can be no other's.
+    `--data-path` and `--data_path` are one flag.
     """
     name, texts = "", list[str]()
-    for position, word in enumerate(underscore_flags(words)):
-        if word != "--" and not word.startswith("--") and word != "-h":
+    for position, word in enumerate(words):
+        if not word.startswith("--") and word != "-h":
             texts.append(word)
             continue
         yield name, texts, False
@@ -142,6 +130,7 @@ def _groups(words: Sequence[str]) -> Iterator[tuple[str, list[str], bool]]:
             texts = list(words[position + 1 :])
             break
         name, equals, value = ("help" if word == "-h" else word[2:]).partition("=")
+        name = name.replace("-", "_")
         if equals:
             yield name, [value], True
             name = ""

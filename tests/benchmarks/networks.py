@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import torch
 
 from img2img_recon.networks.zoo import list_models
-from img2img_recon.support.cli import run_script, underscore_flags
+from img2img_recon.support.cli import run_script
 from img2img_recon.support.errors import InputError
 from tests.benchmarks.measurements import (
     DTYPES,
@@ -211,7 +211,10 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--quick", action="store_true", help="float32, eager, few repeats, no memory"
     )
     parser.add_argument("--json", type=Path, help="also write everything measured to this file")
-    options = parser.parse_args(underscore_flags(sys.argv[1:] if words is None else words))
+    given = sys.argv[1:] if words is None else words
+    options = parser.parse_args(
+        ["--" + w[2:].replace("-", "_") if w[:2] == "--" else w for w in given]
+    )
 
     quick = options.quick
     options.dtypes = options.dtypes or (["float32"] if quick else list(DTYPES))
