@@ -344,5 +344,7 @@ def make_method(word: str, **network_options: Any) -> Reconstructor:
     from fastmri_plugin.trained import TrainedNetwork
 
     if not Path(word).exists():
-        raise InputError(f"{word}: no such method or run; methods: {', '.join(METHODS)}")
+        raise InputError(
+            f"--method: given {word}; allowed: {', '.join(METHODS)}, or a run folder or checkpoint file"
+        )
     return TrainedNetwork(Path(word), **network_options)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from img2img_recon.support import cli
 from img2img_recon.support.errors import InputError
@@ -123,6 +124,29 @@ def test_wrong_words_of_every_flag(script, before, flags_and_main):
 def is_text(flag: Flag) -> bool:
     """Whether any word fits."""
     return fits(flag, "no such word 4;8")
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("fastmri_plugin/train.py", "--challenge singlecoil --baselines tvv"),
+        ("fastmri_plugin/reconstruct.py", "--challenge singlecoil --out OUT --method tvv"),
+        ("fastmri_plugin/evaluate.py", "--challenge singlecoil --method tvv"),
+        ("denoise_tasks/denoise.py", "PICTURES --out OUT --method tvv"),
+        ("denoise_tasks/evaluate.py", "--data_path PICTURES --method tvv"),
+        ("denoise_tasks/untrained.py", "--model vitt"),
+    ],
+)
+def test_names_that_tables_hold(script, words, tmp_path, monkeypatch):
+    # Methods can be added while a script runs: their names are looked up, not types.
+    monkeypatch.chdir(tmp_path)
+    Path("PICTURES").mkdir()
+    Image.new("RGB", (16, 16)).save("PICTURES/a.png")
+    main = importlib.import_module(script.removesuffix(".py").replace("/", ".")).main
+    message = refusal(main, words.split())
+    *_, flag, given = words.split()
+    assert message.startswith(f"{flag}: given {given}"), message
+    assert not (tmp_path / "OUT").exists()
 
 
 @every_command
