@@ -179,9 +179,9 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
 
     def models(self) -> Mapping[str, Row]:
         """All networks of the zoo."""
-        from img2img_recon.networks.zoo import ROWS
+        from img2img_recon.networks.zoo import MODELS
 
-        return ROWS
+        return MODELS
 
     def config(self, values: Mapping[str, Any]) -> TrainConfig:
         """As `Task.config`; the flag `task` may be left out."""

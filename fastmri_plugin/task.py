@@ -11,6 +11,7 @@ from fastmri_plugin.demo_data import SIZES
 from fastmri_plugin.dirs import configured_data_path, log_path
 from fastmri_plugin.flags import DataFlags
 from fastmri_plugin.methods import METHODS
+from img2img_recon.networks.zoo import MODELS, Option, Row, complete_config
 from img2img_recon.support.cli import flag
 from img2img_recon.support.errors import InputError, named
 from img2img_recon.support.types import UnitShare
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fastmri_plugin.volumes import VolumeInfo
-    from img2img_recon.networks.zoo import Row
 
 
 class Recipe(NamedTuple):
@@ -76,21 +76,27 @@ LAPTOP = Recipe(
 )
 
 # fastMRI's own modules, with the options of theirs that are flags.
-FASTMRI_MODELS: dict[str, dict[str, Any]] = {
-    "fastmri_unet": {
-        "in_chans": 1,
-        "out_chans": 1,
-        "chans": 32,
-        "num_pool_layers": 4,
-        "drop_prob": 0.0,
-    },
-    "fastmri_varnet": {
-        "num_cascades": 12,
-        "pools": 4,
-        "chans": 18,
-        "sens_pools": 4,
-        "sens_chans": 8,
-    },
+FASTMRI_MODELS = {
+    "fastmri_unet": Row(
+        "fastmri.pl_modules:UnetModule",
+        own_options=(
+            Option("in_chans", int, 1, "channels of the images that come in"),
+            Option("out_chans", int, 1, "channels of the images that go out"),
+            Option("chans", int, 32, "channels of the first level"),
+            Option("num_pool_layers", int, 4, "number of poolings"),
+            Option("drop_prob", float, 0.0, "probability of dropping a channel in training"),
+        ),
+    ),
+    "fastmri_varnet": Row(
+        "fastmri.pl_modules:VarNetModule",
+        own_options=(
+            Option("num_cascades", int, 12, "number of cascades"),
+            Option("pools", int, 4, "number of poolings of a cascade's U-Net"),
+            Option("chans", int, 18, "channels of the first level of a cascade's U-Net"),
+            Option("sens_pools", int, 4, "number of poolings of the sensitivities' U-Net"),
+            Option("sens_chans", int, 8, "channels of the first level of the sensitivities' U-Net"),
+        ),
+    ),
 }
 
 # Slices of fastMRI's knee training sets, and the size of most images.
@@ -161,10 +167,7 @@ class MriTask(Task[TrainConfig, MriRun]):
 
     def models(self) -> Mapping[str, Row]:
         """The networks of the zoo and fastMRI's own modules."""
-        from img2img_recon.networks import zoo
-
-        own = {name: zoo.Model(None, options) for name, options in FASTMRI_MODELS.items()}
-        return {**zoo._TABLE, **own}
+        return MODELS | FASTMRI_MODELS
 
     def resolve(self, given: TrainConfig) -> TrainConfig:
         """See `Task`; `data_path` stays None for the built-in data."""
@@ -207,19 +210,10 @@ class MriTask(Task[TrainConfig, MriRun]):
         Raises:
             InputError: no such model, or an option that it lacks.
         """
-        from img2img_recon.networks.zoo import complete_config
-
-        if model in FASTMRI_MODELS:
-            known = FASTMRI_MODELS[model]
-            for key in options:
-                if key not in known:
-                    raise InputError(
-                        f"--{key}: {model} has no such option; it has: {', '.join(known)}"
-                    )
-            return {**known, **options}
         if model not in (models := self.models()):
             raise InputError(f"--model: given {model}, allowed: {', '.join(models)}")
-        return complete_config(model, {"in_chans": 1, "out_chans": 1, **options}, size)
+        one_channel = {} if model in FASTMRI_MODELS else {"in_chans": 1, "out_chans": 1}
+        return complete_config(model, {**one_channel, **options}, size, models)
 
     def workload(self, config: TrainConfig) -> Workload:
         """See `Task`; of the user's own data fastMRI's numbers are taken."""

@@ -1,10 +1,9 @@
 """Modules around a network: normalise the image, subtract the output, take images of any size.
 
-A network here maps (B, C, H, W) to (B, C', H, W) and says what it takes with two attributes:
-`img_size`, the one (H, W) it works on or None for any, and `size_divisor`, what both sides must be
-divisible by. One that needs a least size has `min_size` too. The wrappers pass these on, so that
-they can be nested. For MRI the order is `Normalized(AnySize(net))`: the statistics are those of the
-real image, without padding, and the same for all of its tiles.
+They are networks themselves (`networks.base.Network`), so that they can be nested: they take what the network
+inside takes. That may be any module; attributes that it lacks mean "anything". For MRI the order is
+`Normalized(AnySize(net))`: the statistics are those of the real image, without padding, and the same for
+all of its tiles.
 """
 
 from __future__ import annotations
@@ -16,7 +15,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from img2img_recon.networks.base import Network
 from img2img_recon.support.errors import InputError
 
 
@@ -38,6 +39,11 @@ def _reflected(length: int, before: int, after: int, device: torch.device) -> Te
     return torch.minimum(folded, period - folded) if length > 1 else folded
 
 
+def _even_padding(rows: int, columns: int) -> Padding:
+    """Split rows and columns to add evenly, the larger half below and right."""
+    return Padding(rows // 2, rows - rows // 2, columns // 2, columns - columns // 2)
+
+
 def pad_to(image: Tensor, height: int, width: int) -> tuple[Tensor, Padding]:
     """Pad an image by reflection to at least `height` x `width`.
 
@@ -54,13 +60,11 @@ def pad_to(image: Tensor, height: int, width: int) -> tuple[Tensor, Padding]:
 
     """
     H, W = image.shape[-2:]
-    extra_height, extra_width = max(height - H, 0), max(width - W, 0)
-    top, left = extra_height // 2, extra_width // 2
-    padding = Padding(top, extra_height - top, left, extra_width - left)
-    if extra_height:
+    padding = _even_padding(max(height - H, 0), max(width - W, 0))
+    if height > H:
         rows = _reflected(H, padding.top, padding.bottom, image.device)
         image = image.index_select(-2, rows)
-    if extra_width:
+    if width > W:
         columns = _reflected(W, padding.left, padding.right, image.device)
         image = image.index_select(-1, columns)
     return image, padding
@@ -101,7 +105,7 @@ def blend_window(length: int, tile: int, overlap: int) -> Tensor:
     do products of two axes' weights on an image.
 
     Returns:
-        (number of tiles, tile), float64.
+        (number of tiles, tile), float64 on the CPU.
 
     """
     pixels = torch.arange(tile, dtype=torch.float64) + 0.5
@@ -115,27 +119,24 @@ def blend_window(length: int, tile: int, overlap: int) -> Tensor:
     return torch.stack([fade / total[start : start + tile] for start in positions])
 
 
-class _Wrapper(nn.Module):
+class _Wrapper(Network):
     """A module around `net` that takes the images that `net` takes."""
 
     def __init__(self, net: nn.Module) -> None:
-        super().__init__()
+        super().__init__(
+            getattr(net, "in_chans", None),
+            getattr(net, "out_chans", None),
+            getattr(net, "img_size", None),
+            getattr(net, "size_divisor", 1),
+            getattr(net, "min_size", 1),
+        )
         self.net = net
 
-    @property
-    def img_size(self) -> tuple[int, int] | None:
-        """(H, W) of the images it takes, or None for any."""
-        return getattr(self.net, "img_size", None)
-
-    @property
-    def size_divisor(self) -> int:
-        """What height and width of an image must be divisible by."""
-        return getattr(self.net, "size_divisor", 1)
-
-    @property
-    def min_size(self) -> int:
-        """Least height and width of an image."""
-        return getattr(self.net, "min_size", 1)
+    def takes_size(self, height: int, width: int) -> bool:
+        """Whether the network inside takes images of this size."""
+        if isinstance(self.net, Network):
+            return self.net.takes_size(height, width)
+        return super().takes_size(height, width)
 
 
 class Normalized(_Wrapper):
@@ -146,21 +147,33 @@ class Normalized(_Wrapper):
 
     Args:
         net: the network inside.
+        zero_padding: pad with zeros first, evenly on both sides, until both sides are divisible by this
+            number, and cut the output. The zeros count in mean and deviation: so the published
+            transformers were trained.
 
     Shapes: (B, C, H, W) -> (B, C', H, W), in the input's dtype and units.
 
     """
 
+    def __init__(self, net: nn.Module, zero_padding: int = 1) -> None:
+        super().__init__(net)
+        self.zero_padding = zero_padding
+
     def forward(self, image: Tensor) -> Tensor:
         """Map images (B, C, H, W) to (B, C', H, W)."""
+        self.check_image(image)
+        rows, columns = (-side % self.zero_padding for side in image.shape[-2:])
+        padding = _even_padding(rows, columns)
         precise = image.to(torch.promote_types(image.dtype, torch.float32))
+        if rows or columns:
+            precise = F.pad(precise, (padding.left, padding.right, padding.top, padding.bottom))
         centred = precise - (mean := precise.mean((1, 2, 3), keepdim=True))
-        degrees = max(image[0].numel() - 1, 1)
+        degrees = max(math.prod(precise.shape[1:]) - 1, 1)
         variance = centred.square().sum((1, 2, 3), keepdim=True) / degrees
         # Zero is replaced before the root, whose gradient there is infinite.
         std = torch.where(variance > 0, variance, 1).sqrt()  # (B, 1, 1, 1)
         output = self.net((centred / std).to(image.dtype))
-        return (output * std + mean).to(image.dtype)
+        return unpad(output * std + mean, padding).to(image.dtype)
 
 
 class Residual(_Wrapper):
@@ -175,6 +188,7 @@ class Residual(_Wrapper):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map images (B, C, H, W) to (B, C, H, W)."""
+        self.check_image(image)
         return image - self.net(image)
 
 
@@ -201,10 +215,6 @@ class AnySize(_Wrapper):
 
     """
 
-    img_size = None
-    size_divisor = 1
-    min_size = 1
-
     def __init__(
         self,
         net: nn.Module,
@@ -213,6 +223,7 @@ class AnySize(_Wrapper):
         tile: int | None = None,
     ) -> None:
         super().__init__(net)
+        self.img_size, self.size_divisor, self.min_size = None, 1, 1
         if not 0 <= overlap < 1:
             raise InputError(f"overlap is {overlap}; it must lie in [0, 1)")
         if max_tiles_per_batch < 1:
@@ -221,13 +232,13 @@ class AnySize(_Wrapper):
         self.max_tiles_per_batch = max_tiles_per_batch
         self.tile = tile
 
+    def takes_size(self, height: int, width: int) -> bool:
+        """Whether there is a pixel."""
+        return min(height, width) > 0
+
     def forward(self, image: Tensor) -> Tensor:
         """Map images (B, C, H, W) to (B, C', H, W)."""
-        if image.ndim != 4 or 0 in image.shape:
-            raise InputError(
-                f"the image has shape {tuple(image.shape)}; "
-                "(batch, channels, height, width) is needed"
-            )
+        self.check_image(image)
         native: tuple[int, int] | None = getattr(self.net, "img_size", None)
         H, W = image.shape[-2:]
         if native is None and (self.tile is None or max(H, W) <= self.tile):
@@ -254,8 +265,8 @@ class AnySize(_Wrapper):
         h, w = tile
         overlaps = (int(self.overlap * h), int(self.overlap * w))
         rows, columns = tile_positions(H, h, overlaps[0]), tile_positions(W, w, overlaps[1])
-        row_weights = blend_window(H, h, overlaps[0]).to(image.device)
-        column_weights = blend_window(W, w, overlaps[1]).to(image.device)
+        row_weights = blend_window(H, h, overlaps[0])
+        column_weights = blend_window(W, w, overlaps[1])
         places = list(product(range(image.shape[0]), range(len(rows)), range(len(columns))))
         blended, dtype = image.new_zeros(0), image.dtype
         for first in range(0, len(places), self.max_tiles_per_batch):
@@ -270,6 +281,7 @@ class AnySize(_Wrapper):
                 sums = torch.promote_types(dtype, torch.float32)
                 blended = outputs.new_zeros((image.shape[0], chans, H, W), dtype=sums)
             for (n, y, x, i, j), output in zip(batch, outputs, strict=True):
+                # Rounded before they are sent: some devices have no float64.
                 weights = torch.outer(row_weights[i], column_weights[j]).to(blended.dtype)
-                blended[n, :, y, x] += output * weights
+                blended[n, :, y, x] += output * weights.to(blended.device)
         return blended.to(dtype)

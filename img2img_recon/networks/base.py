@@ -1,33 +1,108 @@
-"""What every network checks of its sizes and of the images that come in."""
+"""What every network says of itself, and checks of the images that come in."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import ClassVar
+
+from torch import Tensor, nn
 
 from img2img_recon.support.errors import InputError
 
 
-def image_size(img_size: int | tuple[int, int], divisor: int) -> tuple[int, int]:
-    """(H, W) of `img_size`, checked: each side positive and divisible by `divisor`, else `InputError`."""
+class Network(nn.Module):
+    """A network that maps images (B, in_chans, H, W) to images (B, out_chans, H, W).
+
+    Args:
+        in_chans: channels of the images that come in; None for any number.
+        out_chans: channels of the images that go out; None where only the output tells.
+        img_size: the one (H, W) that it takes, or None for any.
+        size_divisor: what H and W must be divisible by.
+        min_size: least H and W.
+
+    Attributes:
+        grid_divisor: what the numbers of patches along H and W must be divisible by, for networks with an
+            `img_size`; a constant of the class, which `networks.zoo` reads from the source.
+    """
+
+    grid_divisor: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        in_chans: int | None,
+        out_chans: int | None,
+        img_size: tuple[int, int] | None = None,
+        size_divisor: int = 1,
+        min_size: int = 1,
+    ) -> None:
+        super().__init__()
+        self.in_chans = in_chans
+        self.out_chans = out_chans
+        self.img_size = img_size
+        self.size_divisor = size_divisor
+        self.min_size = min_size
+
+    def takes_size(self, height: int, width: int) -> bool:
+        """Whether images of this size can come in."""
+        if self.img_size is not None:
+            return (height, width) == self.img_size
+        divisible = height % self.size_divisor == 0 and width % self.size_divisor == 0
+        return divisible and min(height, width) >= self.min_size
+
+    def check_image(self, image: Tensor) -> None:
+        """Refuse what cannot come in; every network calls this first.
+
+        Raises:
+            InputError: no batch of one or more images of the right number of channels and size.
+        """
+        if (
+            image.ndim == 4
+            and image.shape[0] > 0
+            and image.shape[1] == (self.in_chans or image.shape[1])
+            and self.takes_size(image.shape[2], image.shape[3])
+        ):
+            return
+        sides = (
+            "height, width" if self.img_size is None else f"{self.img_size[0]}, {self.img_size[1]}"
+        )
+        least = f", height and width of {self.min_size} or more" if self.min_size > 1 else ""
+        divisor = (
+            f", divisible by {self.size_divisor}"
+            if sides[0] == "h" and self.size_divisor > 1
+            else ""
+        )
+        any_size = (
+            " (AnySize takes any height and width)" if sides[0] != "h" or least or divisor else ""
+        )
+        raise InputError(
+            f"the image has shape {tuple(image.shape)}; it must be "
+            f"(1 or more, {self.in_chans or 'channels'}, {sides}){least}{divisor}{any_size}"
+        )
+
+
+def patch_grid(
+    img_size: int | tuple[int, int], patch_size: int, grid_divisor: int = 1
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(H, W) in pixels and (H, W) in patches of images of one size.
+
+    Args:
+        img_size: in pixels, or one number for both sides.
+        patch_size: side of a patch.
+        grid_divisor: what the numbers of patches must be divisible by.
+
+    Raises:
+        InputError: less than a patch, or not divisible into patches.
+    """
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-    if divisor < 1:
-        raise InputError(f"the patch size is {divisor}; it must be at least 1")
-    if height < divisor or width < divisor:
+    if patch_size < 1:
+        raise InputError(f"the patch size is {patch_size}; it must be at least 1")
+    if height < patch_size or width < patch_size:
         raise InputError(
-            f"img_size {height} x {width} is smaller than a patch of {divisor} x {divisor}"
+            f"img_size {height} x {width} is smaller than a patch of {patch_size} x {patch_size}"
         )
+    divisor = patch_size * grid_divisor
     if height % divisor or width % divisor:
+        patches = "a patch" if grid_divisor == 1 else f"{grid_divisor} patches"
         raise InputError(
-            f"img_size {height} x {width} is not divisible by {divisor}, the patch size"
+            f"img_size {height} x {width} is not divisible by {divisor}, the side of {patches}"
         )
-    return height, width
-
-
-def check_image(image: Tensor, in_chans: int, img_size: tuple[int, int]) -> None:
-    """Raise `InputError` unless `image` is (B, in_chans, H, W) with (H, W) = `img_size`."""
-    expected = (in_chans, *img_size)
-    if image.ndim != 4 or tuple(image.shape[1:]) != expected:
-        raise InputError(
-            f"the image has shape {tuple(image.shape)}; this network takes (batch, "
-            f"{in_chans}, {img_size[0]}, {img_size[1]}) (AnySize takes any height and width)"
-        )
+    return (height, width), (height // patch_size, width // patch_size)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from img2img_recon.networks.base import Network
 from img2img_recon.support.errors import InputError
 
 
-class DnCNN(nn.Module):
+class DnCNN(Network):
     """A plain stack of 3 x 3 convolutions; the 17 layers of the original for `depth` 17.
 
     Convolution + ReLU, then depth - 2 times convolution + batch normalisation + ReLU, then one
@@ -28,11 +29,10 @@ class DnCNN(nn.Module):
 
     """
 
-    img_size: tuple[int, int] | None = None
-    size_divisor = 1
-
-    def __init__(self, in_chans: int, out_chans: int, chans: int, depth: int) -> None:
-        super().__init__()
+    def __init__(
+        self, in_chans: int = 3, out_chans: int = 3, chans: int = 64, depth: int = 17
+    ) -> None:
+        super().__init__(in_chans, out_chans)
         if depth < 2:
             raise InputError(f"depth is {depth}; DnCNN has at least 2 layers")
         layers: list[nn.Module] = [nn.Conv2d(in_chans, chans, 3, padding=1), nn.ReLU(inplace=True)]
@@ -47,4 +47,5 @@ class DnCNN(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map images (B, in_chans, H, W) to (B, out_chans, H, W)."""
+        self.check_image(image)
         return self.layers(image)

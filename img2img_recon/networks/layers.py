@@ -2,29 +2,20 @@
 
 Volumes are channels-last, (B, H, W, C), so that every linear map over channels acts on contiguous rows. Mixing
 along height is `W @ x` on (H, W * C), and mixing along width is `W @ x` on (W, C) for every row: a volume is
-never transposed. On a CPU an MLP too large for the cache runs over blocks (cpu_kernels.py); everything else,
-CUDA and `torch.compile` among it, runs the plain formulation.
+never transposed. The output projection's
+fast way on a CPU is in cpu_kernels.py.
 """
 
 from __future__ import annotations
 
-from typing import Literal, TypeGuard
+import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from img2img_recon.networks.cpu_kernels import (
-    MLPWeights,
-    arithmetic_dtype,
-    blocked_mlp,
-    blocked_projection,
-    blocked_token_mixing,
-    mixes_tokens_at_once,
-    pays_off,
-    result_dtype,
-    runs_blocked,
-)
+from img2img_recon.networks.cpu_kernels import blocked_projection
 
 TokenMixing = Literal["mlp", "linear"]
 
@@ -76,44 +67,22 @@ class PatchExpand(nn.Module):
         self.expand = nn.Linear(embed_dim, out_dim * scale * scale, bias=False)
         self.norm = nn.LayerNorm(out_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, H, W, C) to (B, H * scale, W * scale, out_dim)."""
-        B, H, W, _ = x.shape
-        s = self.scale
-        return _interleave(self.norm(self.expand(x).view(B, H, W, s, s, -1)))
-
-    def project(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Expand x and map the channels of every new cell linearly.
-
-        Mapping before the cells are laid out moves `out` numbers a cell instead of out_dim. On a CPU the wide
-        layer between also stays in blocks, and is normalised without being written: LayerNorm is
-        centring, which goes into `expand`'s weight, and division by one number a cell.
+    def forward(self, x: Tensor, output: nn.Module | None = None) -> Tensor:
+        """Map (B, H, W, C) to (B, H * scale, W * scale, out_dim).
 
         Args:
             x: the volume.
-            weight: (out, out_dim), the map.
-
-        Shapes: (B, H, W, C) -> (B, H * scale, W * scale, out).
+            output: maps the channels of every new cell, from out_dim to those of the result. Done before the
+                cells are laid out, it moves fewer numbers.
         """
-        B, H, W, C = x.shape
+        B, H, W, _ = x.shape
         s = self.scale
-        blocked = runs_blocked(x, weight) and pays_off(x, self.expand.weight)
-        if not blocked or arithmetic_dtype(x) not in (torch.float32, torch.float64):
-            wide = self.expand(x).view(B, H, W, s, s, -1)
-            return _interleave(F.linear(self.norm(wide), weight))
-        parts = (x.reshape(-1, C), self.expand.weight, weight, self.norm.weight, self.norm.bias)
-        rows, expand, weight, gain, bias = (part.to(arithmetic_dtype(x)) for part in parts)
-        expand = expand.view(s * s, -1, C)
-        expand = expand - expand.mean(1, keepdim=True)
-        mapped = blocked_projection(rows, expand, (weight * gain) @ expand, self.norm.eps)
-        mapped = mapped + weight @ bias
-        return _interleave(mapped.view(B, H, W, s, s, -1).to(result_dtype(x)))
-
-
-def _interleave(cells: Tensor) -> Tensor:
-    """Lay gathered cells (B, H, W, s, s, any) out as a volume (B, H * s, W * s, any)."""
-    B, H, W, s, _, dim = cells.shape
-    return cells.permute(0, 1, 3, 2, 4, 5).reshape(B, H * s, W * s, dim)
+        cells = None if output is None else blocked_projection(x, self.expand, self.norm, output)
+        if cells is None:
+            cells = self.norm(self.expand(x).view(B, H, W, s * s, -1))
+            cells = cells if output is None else output(cells)
+        cells = cells.view(B, H, W, s, s, -1)
+        return cells.permute(0, 1, 3, 2, 4, 5).reshape(B, H * s, W * s, -1)
 
 
 class PatchMerge(nn.Module):
@@ -149,15 +118,16 @@ def axis_linear(x: Tensor, weight: Tensor, bias: Tensor, axis: int) -> Tensor:
     axis = axis % x.ndim
     if axis == x.ndim - 1:
         return F.linear(x, weight, bias)
-    shape = x.shape
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
     # (outer, K, inner): the axes after `axis` are the columns of one product per outer index.
-    # `matmul` would copy here, to fold the outer index into the columns.
-    columns = x.reshape(shape[:axis].numel(), shape[axis], shape[axis + 1 :].numel())
-    if columns.shape[0] == 1:
+    # `matmul` would copy here, to fold the outer index into the columns. `torch.Size.numel()` would make
+    # the batch a constant in an exported program; `math.prod` does not.
+    columns = x.reshape(math.prod(before), x.shape[axis], math.prod(after))
+    if columns.shape[0] == 1 and not torch.jit.is_tracing():
         mixed = torch.addmm(bias[:, None], weight, columns[0])
     else:
         mixed = torch.baddbmm(bias[:, None], weight.expand(columns.shape[0], -1, -1), columns)
-    return mixed.view(*shape[:axis], weight.shape[0], *shape[axis + 1 :])
+    return mixed.view(*before, weight.shape[0], *after)
 
 
 class AxisLinear(nn.Linear):
@@ -197,17 +167,9 @@ class AxisMLP(nn.Module):
         self.fc1 = AxisLinear(dim, hidden_dim, axis)
         self.fc2 = AxisLinear(hidden_dim, dim, axis)
 
-    @property
-    def weights(self) -> MLPWeights:
-        """Weights and biases of both linear maps."""
-        return MLPWeights(self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Return MLP(x), or residual + MLP(x) where `residual`, of x's shape, is given."""
-        if runs_blocked(x, self.fc1.weight) and pays_off(x, self.fc1.weight):
-            return blocked_mlp(x, self.weights, self.axis % x.ndim, residual)
-        mixed = self.fc2(F.gelu(self.fc1(x)))
-        return mixed if residual is None else residual + mixed
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., dim, ...) to (..., dim, ...)."""
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class MixerLayer(nn.Module):
@@ -249,22 +211,5 @@ class MixerLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        x = self._mix_tokens(self.token_norm(x), residual=x)
-        return self.channel_mixing(self.channel_norm(x), residual=x)
-
-    def _mix_tokens(self, x: Tensor, residual: Tensor) -> Tensor:
-        height, width = self.height_mixing, self.width_mixing
-        if not isinstance(width, AxisMLP):
-            return residual + width(height(x))
-        if (
-            _can_be_skipped(height)
-            and _can_be_skipped(width)
-            and mixes_tokens_at_once(x, residual, height.fc1.weight)
-        ):
-            return blocked_token_mixing(x, residual, height.weights, width.weights)
-        return width(height(x), residual=residual)
-
-
-def _can_be_skipped(module: nn.Module) -> TypeGuard[AxisMLP]:
-    """Whether nobody would notice that a module's `forward` is not called."""
-    return type(module) is AxisMLP and not (module._forward_hooks or module._forward_pre_hooks)
+        x = x + self.width_mixing(self.height_mixing(self.token_norm(x)))
+        return x + self.channel_mixing(self.channel_norm(x))

@@ -6,9 +6,11 @@ Tolstikhin et al., arXiv:2105.01601, with an image as output.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
-from img2img_recon.networks.base import check_image, image_size
+from img2img_recon.networks.base import Network, patch_grid
 from img2img_recon.networks.layers import (
     AxisMLP,
     MixerLayer,
@@ -17,12 +19,11 @@ from img2img_recon.networks.layers import (
     PatchMerge,
     TokenMixing,
 )
-from img2img_recon.support.errors import InputError
 
 LEVELS = 4
 
 
-class Img2ImgMixer(nn.Module):
+class Img2ImgMixer(Network):
     """Image to image with linear maps, GELU and LayerNorm alone.
 
     Patches are embedded linearly and stay on their 2-D grid; `depth` layers mix that (H/P, W/P, C) volume
@@ -50,20 +51,17 @@ class Img2ImgMixer(nn.Module):
 
     def __init__(
         self,
-        img_size: int | tuple[int, int],
-        in_chans: int,
-        out_chans: int,
-        patch_size: int,
-        embed_dim: int,
-        depth: int,
-        mlp_ratio: int,
+        img_size: int | tuple[int, int] = 256,
+        in_chans: int = 3,
+        out_chans: int = 3,
+        patch_size: int = 4,
+        embed_dim: int = 128,
+        depth: int = 16,
+        mlp_ratio: int = 4,
         token_mixing: TokenMixing = "mlp",
     ) -> None:
-        super().__init__()
-        self.img_size = image_size(img_size, patch_size)
-        self.in_chans = in_chans
-        self.size_divisor = patch_size
-        grid = (self.img_size[0] // patch_size, self.img_size[1] // patch_size)
+        size, grid = patch_grid(img_size, patch_size)
+        super().__init__(in_chans, out_chans, size, patch_size)
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.mixer_layers = nn.Sequential(
             *(MixerLayer(grid, embed_dim, mlp_ratio, token_mixing) for _ in range(depth))
@@ -72,10 +70,10 @@ class Img2ImgMixer(nn.Module):
         self.output = nn.Linear(embed_dim, out_chans, bias=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map (B, in_chans, H, W) to (B, out_chans, H, W)."""
-        check_image(image, self.in_chans, self.img_size)
+        """Map images (B, in_chans, H, W) to (B, out_chans, H, W)."""
+        self.check_image(image)
         volume = self.mixer_layers(self.patch_embed(image))  # (B, H/P, W/P, C)
-        pixels = self.patch_expand.project(volume, self.output.weight)  # (B, H, W, out_chans)
+        pixels = self.patch_expand(volume, self.output)  # (B, H, W, out_chans)
         return pixels.permute(0, 3, 1, 2).contiguous()
 
 
@@ -89,7 +87,6 @@ class OriginalMixerLayer(nn.Module):
         channels_mlp_dim: hidden width of the MLP over channels.
 
     Shapes: (B, T, C) -> (B, T, C).
-
     """
 
     def __init__(
@@ -107,7 +104,7 @@ class OriginalMixerLayer(nn.Module):
         return x + self.channel_mixing(self.channel_norm(x))
 
 
-class OriginalMixer(nn.Module):
+class OriginalMixer(Network):
     """Patches as a flat list of tokens, mixed along tokens and channels, then mapped back.
 
     Args:
@@ -124,28 +121,25 @@ class OriginalMixer(nn.Module):
     Shapes: (B, in_chans, H, W) -> (B, out_chans, H, W).
 
     Raises:
-        InputError: `img_size` is not divisible by `patch_size`, a size is not positive, or an image
+        InputError: `img_size` is smaller than a patch or not divisible by `patch_size`, or an image
             of another size comes in.
-
     """
 
     def __init__(
         self,
-        img_size: int | tuple[int, int],
-        in_chans: int,
-        out_chans: int,
-        patch_size: int,
-        embed_dim: int,
-        depth: int,
-        tokens_mlp_dim: int,
-        channels_mlp_dim: int,
+        img_size: int | tuple[int, int] = 256,
+        in_chans: int = 3,
+        out_chans: int = 3,
+        patch_size: int = 4,
+        embed_dim: int = 128,
+        depth: int = 8,
+        tokens_mlp_dim: int = 96,
+        channels_mlp_dim: int = 256,
     ) -> None:
-        super().__init__()
-        self.img_size = image_size(img_size, patch_size)
-        self.in_chans = in_chans
-        self.size_divisor = patch_size
-        self.grid = (self.img_size[0] // patch_size, self.img_size[1] // patch_size)
-        num_tokens = self.grid[0] * self.grid[1]
+        size, grid = patch_grid(img_size, patch_size)
+        super().__init__(in_chans, out_chans, size, patch_size)
+        self.grid = grid
+        num_tokens = grid[0] * grid[1]
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.mixer_layers = nn.Sequential(
             *(
@@ -158,14 +152,14 @@ class OriginalMixer(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map images (B, in_chans, H, W) to (B, out_chans, H, W)."""
-        check_image(image, self.in_chans, self.img_size)
+        self.check_image(image)
         tokens = self.patch_embed(image).flatten(1, 2)  # (B, H/P * W/P, C)
         tokens = self.norm(self.mixer_layers(tokens))
         volume = tokens.transpose(1, 2).unflatten(2, self.grid)  # (B, C, H/P, W/P)
         return self.output(volume)  # (B, out_chans, H, W)
 
 
-class MultiResMixer(nn.Module):
+class MultiResMixer(Network):
     """Mixer layers on four grids, from H/P x W/P with C channels to H/8P x W/8P with 8C channels.
 
     Every level holds one layer for the way down and one for the way up, and each of them is applied
@@ -185,28 +179,21 @@ class MultiResMixer(nn.Module):
 
     Raises:
         InputError: `img_size` is not divisible by 8P, or an image of another size comes in.
-
     """
+
+    grid_divisor: ClassVar[int] = 2 ** (LEVELS - 1)
 
     def __init__(
         self,
-        img_size: int | tuple[int, int],
-        in_chans: int,
-        out_chans: int,
-        patch_size: int,
-        embed_dim: int,
+        img_size: int | tuple[int, int] = 256,
+        in_chans: int = 3,
+        out_chans: int = 3,
+        patch_size: int = 4,
+        embed_dim: int = 96,
         mlp_ratio: int = 1,
     ) -> None:
-        super().__init__()
-        self.size_divisor = patch_size * 2 ** (LEVELS - 1)
-        self.img_size = image_size(img_size, patch_size)
-        if self.img_size[0] % self.size_divisor or self.img_size[1] % self.size_divisor:
-            raise InputError(
-                f"img_size {self.img_size[0]} x {self.img_size[1]} is not divisible by "
-                f"{self.size_divisor}, {2 ** (LEVELS - 1)} patches of {patch_size} pixels"
-            )
-        self.in_chans = in_chans
-        grid = (self.img_size[0] // patch_size, self.img_size[1] // patch_size)
+        size, grid = patch_grid(img_size, patch_size, self.grid_divisor)
+        super().__init__(in_chans, out_chans, size, patch_size * self.grid_divisor)
 
         def layers() -> nn.ModuleList:
             """One layer per level, finest first."""
@@ -229,7 +216,7 @@ class MultiResMixer(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map images (B, in_chans, H, W) to (B, out_chans, H, W)."""
-        check_image(image, self.in_chans, self.img_size)
+        self.check_image(image)
         x = self.patch_embed(image)  # (B, H/P, W/P, C)
         kept = []
         for layer, merge in zip(self.down_layers, self.merges, strict=False):
@@ -242,5 +229,5 @@ class MultiResMixer(nn.Module):
         for level in reversed(range(LEVELS - 1)):
             x = self.expands[level](x)  # twice the size, half the channels
             x = self.up_layers[level](self.up_layers[level](x)) + kept[level]
-        pixels = self.patch_expand.project(x, self.output.weight)  # (B, H, W, out_chans)
+        pixels = self.patch_expand(x, self.output)  # (B, H, W, out_chans)
         return pixels.permute(0, 3, 1, 2).contiguous()

@@ -87,8 +87,10 @@ def load_reference_checkpoint(
         raise InputError(f"the checkpoint of the {form.title} has no {error.args[0]!r}") from None
     net.to(next(iter(state.values())).dtype)
     _load(net, {form.our_name(name): tensor for name, tensor in state.items()}, form.title)
-    is_normalised = prefix.split(".")[-2:] == ["net", ""]
-    return (Normalized(net) if is_normalised else net).eval()
+    if prefix.split(".")[-2:] == ["net", ""]:
+        # The published wrapper pads for the transformer, before it normalises.
+        net = Normalized(net, net.patch_size if isinstance(net, VisionTransformer) else 1)
+    return net.eval()
 
 
 class _Hints(NamedTuple):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from img2img_recon.networks.base import image_size
+from img2img_recon.networks.base import Network
 from img2img_recon.networks.layers import AxisMLP, PatchEmbed
 from img2img_recon.support.errors import InputError
 
@@ -62,7 +62,7 @@ class TransformerBlock(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Network):
     """Patches with a positional embedding, transformer blocks, and a linear map back to each patch.
 
     Takes images of any size: they are padded with zeros to whole patches, evenly on both sides with
@@ -87,30 +87,25 @@ class VisionTransformer(nn.Module):
 
     """
 
-    img_size: tuple[int, int] | None = None
-    size_divisor = 1
-
     def __init__(
         self,
-        img_size: int | tuple[int, int],
-        in_chans: int,
-        out_chans: int,
-        patch_size: int,
-        embed_dim: int,
-        depth: int,
-        num_heads: int,
+        img_size: int | tuple[int, int] = 256,
+        in_chans: int = 3,
+        out_chans: int = 3,
+        patch_size: int = 10,
+        embed_dim: int = 44 * 6,  # the published transformers have 44 channels per head
+        depth: int = 4,
+        num_heads: int = 6,
         mlp_ratio: int = 4,
     ) -> None:
-        super().__init__()
+        super().__init__(in_chans, out_chans)
         if num_heads < 1 or embed_dim % num_heads:
             raise InputError(f"embed_dim {embed_dim} is not divisible by num_heads {num_heads}")
-        height, width = image_size(img_size, 1)
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         if min(height, width) < patch_size:
             raise InputError(
-                f"img_size {height} x {width} is smaller than a patch, {patch_size} x {patch_size}"
+                f"img_size {height} x {width} is smaller than a patch of {patch_size} x {patch_size}"
             )
-        self.in_chans = in_chans
-        self.out_chans = out_chans
         self.patch_size = patch_size
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         grid = (height // patch_size, width // patch_size)
@@ -140,11 +135,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map images (B, in_chans, H, W) to (B, out_chans, H, W)."""
-        if image.ndim != 4 or image.shape[1] != self.in_chans:
-            raise InputError(
-                f"the image has shape {tuple(image.shape)}; this network takes (batch, "
-                f"{self.in_chans}, height, width)"
-            )
+        self.check_image(image)
         P = self.patch_size
         H, W = image.shape[2:]
         top, left = (-H % P) // 2, (-W % P) // 2

@@ -7,12 +7,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from img2img_recon.networks.base import Network
 from img2img_recon.networks.layers import MixerLayer, PatchEmbed, TokenMixing
 from img2img_recon.support.errors import InputError
 from img2img_recon.wrappers import pad_to, unpad
 
 
-class WindowMixer(nn.Module):
+class WindowMixer(Network):
     """Layers of the image-to-image mixer inside windows of patches, at one or several resolutions.
 
     The volume of patches is cut into windows of `window_size` x `window_size` cells, and every layer mixes
@@ -43,10 +44,6 @@ class WindowMixer(nn.Module):
             a noise level that is missing, not asked for or not one number per image.
     """
 
-    img_size = None
-    size_divisor = 1
-    min_size = 1
-
     def __init__(
         self,
         in_chans: int = 3,
@@ -59,7 +56,7 @@ class WindowMixer(nn.Module):
         token_mixing: TokenMixing = "linear",
         noise_level_plane: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(in_chans, out_chans)
         levels = len(embed_dims)
         if len(depths) != 2 * levels - 1:
             raise InputError(
@@ -67,7 +64,7 @@ class WindowMixer(nn.Module):
             )
         if window_size < 2 or window_size % 2:
             raise InputError(f"window_size is {window_size}; it must be even")
-        self.in_chans, self.noise_level_plane = in_chans, noise_level_plane
+        self.noise_level_plane = noise_level_plane
         self.size_unit = window_size * patch_size * 2 ** (levels - 1)
         self.patch_embed = PatchEmbed(patch_size, in_chans + noise_level_plane, embed_dims[0])
         widths = [*embed_dims, *reversed(embed_dims[:-1])]
@@ -88,11 +85,7 @@ class WindowMixer(nn.Module):
             sigma: standard deviation of the noise in the image's units, [0, 1]: one number, or one per
                 image, (B,) or (B, 1, 1, 1).
         """
-        if image.ndim != 4 or image.shape[1] != self.in_chans:
-            raise InputError(
-                f"the image has shape {tuple(image.shape)}; this network takes (batch, "
-                f"{self.in_chans}, height, width)"
-            )
+        self.check_image(image)
         level = self._noise_level(image, sigma)
         unit = self.size_unit
         padded, padding = pad_to(

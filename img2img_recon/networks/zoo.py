@@ -1,118 +1,180 @@
-"""Every network by name: one table from name to configuration.
+"""Every network by name: one table from name to class and configuration.
 
 A plain name (`img2img_mixer`) is the size that stands in comparisons at 256 x 256 x 3; a name with
-a suffix is another size of the same network, or the one for another task.
+a suffix is another size of the same network, or the one for another task. Options come from the
+constructor's signature, so that a new network is one file and one row. Nothing here imports torch before a
+network is built.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import importlib
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from img2img_recon.networks.dncnn import DnCNN
-from img2img_recon.networks.mixers import LEVELS, Img2ImgMixer, MultiResMixer, OriginalMixer
-from img2img_recon.networks.unet import UNet
-from img2img_recon.networks.vit import VisionTransformer
-from img2img_recon.networks.window_mixer import WindowMixer
+from img2img_recon.networks.signature import Option, class_attribute, constructor_options
 from img2img_recon.support.errors import InputError
 
-
-class Model(NamedTuple):
-    """A row of the table: the class and all of its constructor's arguments."""
-
-    network: type[nn.Module]
-    config: Mapping[str, Any]
+if TYPE_CHECKING:
+    from torch import nn
 
 
-_COLOUR = {"img_size": 256, "in_chans": 3, "out_chans": 3}
+@dataclass(frozen=True)
+class Row:
+    """A network and its size.
+
+    Attributes:
+        network: "package.module:Class", or a function in the place of the class.
+        config: arguments of the constructor that differ from its defaults.
+        own_options: the options, where the constructor's signature does not tell them.
+    """
+
+    network: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    own_options: tuple[Option, ...] | None = None
+
+    @property
+    def options(self) -> dict[str, Option]:
+        """Every argument of the constructor, with this row's defaults."""
+        options = self.own_options or constructor_options(self.network).values()
+        merged = {o.name: o._replace(default=self.config.get(o.name, o.default)) for o in options}
+        for name in (*self.config, *merged):
+            if name not in merged or merged[name].default is MISSING:
+                raise InputError(f"{self.network}: the row of the table and {name} do not fit")
+        return merged
+
+    @property
+    def grid_divisor(self) -> int:
+        """What the numbers of patches along height and width of `img_size` must be divisible by."""
+        return 1 if self.own_options else class_attribute(self.network, "grid_divisor", 1)
+
+    def complete(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All arguments of the constructor, JSON-serialisable.
+
+        Args:
+            name: what the network is called, for errors.
+            given: arguments to change.
+
+        Raises:
+            InputError: an argument that the network does not have, or a value of the wrong kind.
+        """
+        options = self.options
+        config = {key: _plain(option.default) for key, option in options.items()}
+        for key, value in given.items():
+            if key not in options:
+                raise InputError(
+                    f"{name} has no option {key!r}{did_you_mean(key, options)}; "
+                    f"it has {', '.join(options)}"
+                )
+            config[key] = _plain(options[key].checked(value))
+        return config
+
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        """The network of a complete configuration, with random weights."""
+        module, _, network = self.network.partition(":")
+        build = getattr(importlib.import_module(module), network)
+        options = self.options
+        return build(**{key: options[key].checked(value) for key, value in config.items()})
+
+
+def _plain(value: Any) -> Any:
+    """An option's value as JSON holds it."""
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+_MIXER = "img2img_recon.networks.mixers:Img2ImgMixer"
+_ORIGINAL = "img2img_recon.networks.mixers:OriginalMixer"
+_MULTIRES = "img2img_recon.networks.mixers:MultiResMixer"
+_VIT = "img2img_recon.networks.vit:VisionTransformer"
+_UNET = "img2img_recon.networks.unet:UNet"
+_DNCNN = "img2img_recon.networks.dncnn:DnCNN"
+_WINDOW = "img2img_recon.networks.window_mixer:WindowMixer"
+
 _MRI = {"img_size": 320, "in_chans": 1, "out_chans": 1}
-_GREY = {"img_size": 256, "in_chans": 1, "out_chans": 1}
-
-_MIXER = _COLOUR | {
-    "patch_size": 4,
-    "embed_dim": 128,
-    "depth": 16,
-    "mlp_ratio": 4,
-    "token_mixing": "mlp",
-}
-_LINEAR = _MIXER | {"embed_dim": 140, "depth": 19, "token_mixing": "linear"}
-_ORIGINAL = _COLOUR | {
-    "patch_size": 4,
-    "embed_dim": 128,
-    "depth": 8,
-    "tokens_mlp_dim": 96,
-    "channels_mlp_dim": 256,
-}
-_MULTIRES = _COLOUR | {"patch_size": 4, "embed_dim": 96, "mlp_ratio": 1}
+_GREY = {"in_chans": 1, "out_chans": 1}
 # The published transformers have 44 channels per head.
-_VIT = _COLOUR | {
-    "patch_size": 10,
-    "embed_dim": 44 * 6,
-    "depth": 4,
-    "num_heads": 6,
-    "mlp_ratio": 4,
-}
-_UNET = {"in_chans": 3, "out_chans": 3, "chans": 21, "num_pool_layers": 4, "drop_prob": 0.0}
-_DNCNN = {"in_chans": 3, "out_chans": 3, "chans": 64, "depth": 17}
-_WINDOW = {
-    "in_chans": 3,
-    "out_chans": 3,
-    "patch_size": 2,
-    "window_size": 8,
-    "embed_dims": [48, 128],
-    "depths": [2, 4, 2],
-    "mlp_ratio": 2,
-    "token_mixing": "linear",
-    "noise_level_plane": False,
-}
+_HEAD = 44
 
-_TABLE: dict[str, Model] = {
-    "img2img_mixer": Model(Img2ImgMixer, _MIXER),
-    "img2img_mixer_c64_f4": Model(Img2ImgMixer, _MIXER | {"embed_dim": 64}),
-    "img2img_mixer_c96_f4": Model(Img2ImgMixer, _MIXER | {"embed_dim": 96}),
-    "img2img_mixer_c128_f8": Model(Img2ImgMixer, _MIXER | {"mlp_ratio": 8}),
-    "img2img_mixer_c192_f8": Model(Img2ImgMixer, _MIXER | {"embed_dim": 192, "mlp_ratio": 8}),
+MODELS: dict[str, Row] = {
+    "img2img_mixer": Row(_MIXER),
+    "img2img_mixer_c64_f4": Row(_MIXER, {"embed_dim": 64}),
+    "img2img_mixer_c96_f4": Row(_MIXER, {"embed_dim": 96}),
+    "img2img_mixer_c128_f8": Row(_MIXER, {"mlp_ratio": 8}),
+    "img2img_mixer_c192_f8": Row(_MIXER, {"embed_dim": 192, "mlp_ratio": 8}),
     # The patch-size study: about 3.4 M parameters each, then about 6.8 M each.
-    "img2img_mixer_p1_c107_f1": Model(
-        Img2ImgMixer, _MIXER | {"patch_size": 1, "embed_dim": 107, "depth": 12, "mlp_ratio": 1}
+    "img2img_mixer_p1_c107_f1": Row(
+        _MIXER, {"patch_size": 1, "embed_dim": 107, "depth": 12, "mlp_ratio": 1}
     ),
-    "img2img_mixer_p2_c140_f2": Model(
-        Img2ImgMixer, _MIXER | {"patch_size": 2, "embed_dim": 140, "mlp_ratio": 2}
+    "img2img_mixer_p2_c140_f2": Row(_MIXER, {"patch_size": 2, "embed_dim": 140, "mlp_ratio": 2}),
+    "img2img_mixer_p8_c128_f4": Row(_MIXER, {"patch_size": 8}),
+    "img2img_mixer_p1_c100_f2": Row(
+        _MIXER, {"patch_size": 1, "embed_dim": 100, "depth": 12, "mlp_ratio": 2}
     ),
-    "img2img_mixer_p8_c128_f4": Model(Img2ImgMixer, _MIXER | {"patch_size": 8}),
-    "img2img_mixer_p1_c100_f2": Model(
-        Img2ImgMixer, _MIXER | {"patch_size": 1, "embed_dim": 100, "depth": 12, "mlp_ratio": 2}
-    ),
-    "img2img_mixer_p2_c140_f4": Model(Img2ImgMixer, _MIXER | {"patch_size": 2, "embed_dim": 140}),
-    "img2img_mixer_p8_c140_f8": Model(
-        Img2ImgMixer, _MIXER | {"patch_size": 8, "embed_dim": 140, "mlp_ratio": 8}
-    ),
-    "img2img_mixer_fastmri": Model(Img2ImgMixer, _MIXER | _MRI | {"mlp_ratio": 8}),
-    "img2img_mixer_untrained": Model(Img2ImgMixer, _MIXER | _GREY | {"mlp_ratio": 8}),
-    "linear_mixer": Model(Img2ImgMixer, _LINEAR),
-    "original_mixer": Model(OriginalMixer, _ORIGINAL),
-    "multires_mixer": Model(MultiResMixer, _MULTIRES),
-    "vit": Model(VisionTransformer, _VIT),
-    "vit_h8": Model(VisionTransformer, _VIT | {"embed_dim": 44 * 8, "num_heads": 8}),
-    "vit_fastmri": Model(VisionTransformer, _VIT | _MRI | {"embed_dim": 44 * 9, "num_heads": 9}),
-    "unet": Model(UNet, _UNET),
-    "unet_c30": Model(UNet, _UNET | {"chans": 30}),
-    "unet_fastmri": Model(UNet, _UNET | {"in_chans": 1, "out_chans": 1, "chans": 32}),
-    "dncnn": Model(DnCNN, _DNCNN),
-    "window_mixer": Model(WindowMixer, _WINDOW),
-    "window_mixer_tiny": Model(WindowMixer, _WINDOW | {"embed_dims": [32, 64]}),
-    "window_mixer_base": Model(
-        WindowMixer, _WINDOW | {"embed_dims": [64, 192], "depths": [2, 6, 2]}
-    ),
+    "img2img_mixer_p2_c140_f4": Row(_MIXER, {"patch_size": 2, "embed_dim": 140}),
+    "img2img_mixer_p8_c140_f8": Row(_MIXER, {"patch_size": 8, "embed_dim": 140, "mlp_ratio": 8}),
+    "img2img_mixer_fastmri": Row(_MIXER, {**_MRI, "mlp_ratio": 8}),
+    "img2img_mixer_untrained": Row(_MIXER, {**_GREY, "mlp_ratio": 8}),
+    "linear_mixer": Row(_MIXER, {"embed_dim": 140, "depth": 19, "token_mixing": "linear"}),
+    "original_mixer": Row(_ORIGINAL),
+    "multires_mixer": Row(_MULTIRES),
+    "vit": Row(_VIT),
+    "vit_h8": Row(_VIT, {"embed_dim": 8 * _HEAD, "num_heads": 8}),
+    "vit_fastmri": Row(_VIT, {**_MRI, "embed_dim": 9 * _HEAD, "num_heads": 9}),
+    "unet": Row(_UNET),
+    "unet_c30": Row(_UNET, {"chans": 30}),
+    "unet_fastmri": Row(_UNET, {**_GREY, "chans": 32}),
+    "dncnn": Row(_DNCNN),
+    "window_mixer": Row(_WINDOW),
+    "window_mixer_tiny": Row(_WINDOW, {"embed_dims": (32, 64)}),
+    "window_mixer_base": Row(_WINDOW, {"embed_dims": (64, 192), "depths": (2, 6, 2)}),
 }
 
 
 def list_models() -> list[str]:
     """All names that `build_model` knows, in the order of the table."""
-    return list(_TABLE)
+    return list(MODELS)
+
+
+def find_row(name: str, models: Mapping[str, Row] | None = None) -> Row:
+    """The row of a name, in the zoo or in another table.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    models = MODELS if models is None else models
+    if name not in models:
+        raise InputError(
+            f"there is no model {name!r}{did_you_mean(name, models)}; the models are {', '.join(models)}"
+        )
+    return models[name]
+
+
+def options_of(name: str) -> dict[str, Option]:
+    """The options of a model by name, with their types, its defaults and one sentence each.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    return find_row(name).options
+
+
+def options_of_all(models: Mapping[str, Row] | None = None) -> dict[str, Option]:
+    """The options of all networks of a table (default: the zoo), None standing for the network's default.
+
+    Raises:
+        InputError: two networks have an option of the same name and of different types.
+    """
+    found: dict[str, Option] = {}
+    for name, row in (MODELS if models is None else models).items():
+        for key, option in row.options.items():
+            optional = option._replace(type=option.type | None, default=None)
+            if found.setdefault(key, optional).type != optional.type:
+                raise InputError(
+                    f"the option {key} of {name} is {option.type}, that of others {found[key].type}"
+                )
+    return found
 
 
 def model_config(name: str, **overrides: Any) -> dict[str, Any]:
@@ -123,90 +185,37 @@ def model_config(name: str, **overrides: Any) -> dict[str, Any]:
 
     Args:
         name: one of `list_models()`.
-        **overrides: arguments of that model's network to change; img_size is a number or (H, W).
+        **overrides: options of that model to change; img_size is a number or (H, W).
 
     Raises:
-        InputError: an unknown name, an argument that the model does not have, or a value of the
+        InputError: an unknown name, an option that the model does not have, or a value of the
             wrong kind.
-
     """
-    if name not in _TABLE:
-        raise InputError(
-            f"there is no model {name!r}{_suggestion(name, list(_TABLE))}; "
-            f"the models are {', '.join(_TABLE)}"
-        )
-    config = dict(_TABLE[name].config)
-    for key, value in overrides.items():
-        if key not in config:
-            raise InputError(
-                f"{name} has no argument {key!r}{_suggestion(key, list(config))}; "
-                f"it has {', '.join(config)}"
-            )
-        config[key] = _checked(key, value)
-    return config
+    return find_row(name).complete(name, overrides)
 
 
 def build_model(name: str, **overrides: Any) -> nn.Module:
     """Build a network by name, with random weights.
 
-    Every network maps (B, in_chans, H, W) to (B, out_chans, H, W) and has `img_size`, the (H, W) it
-    works on or None for any, and `size_divisor`, what height and width must be divisible by.
+    Every network maps (B, in_chans, H, W) to (B, out_chans, H, W) and says which images it takes
+    (`img2img_recon.networks.base.Network`).
 
     Args:
         name: one of `list_models()`.
-        **overrides: arguments of that model's network to change, as in `model_config`.
+        **overrides: options of that model to change, as in `model_config`.
 
     Raises:
-        InputError: as `model_config`, or the network cannot be built with these arguments.
+        InputError: as `model_config`, or the network cannot be built with these options.
         ImportError: the U-Net is asked for and `fastmri` is not installed.
-
     """
-    config = model_config(name, **overrides)
-    if isinstance(config.get("img_size"), list):
-        config["img_size"] = tuple(config["img_size"])
-    return _TABLE[name].network(**config)
-
-
-def _suggestion(given: str, allowed: list[str]) -> str:
-    close = difflib.get_close_matches(given, allowed, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _checked(key: str, value: Any) -> Any:
-    """Bring an override into the form in which it is stored, or raise `InputError`."""
-    if key == "img_size":
-        if isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_is_count, value)):
-            return list(value)
-        allowed, fits = "a positive whole number or two of them, (H, W)", _is_count(value)
-    elif key == "token_mixing":
-        allowed, fits = "'mlp' or 'linear'", value in ("mlp", "linear")
-    elif key == "drop_prob":
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        allowed, fits = "a number in [0, 1]", is_number and 0 <= value <= 1
-    elif key == "noise_level_plane":
-        allowed, fits = "true or false", isinstance(value, bool)
-    elif key in ("embed_dims", "depths"):
-        value = list(value) if isinstance(value, (tuple, list)) else value
-        allowed = "positive whole numbers"
-        fits = isinstance(value, list) and bool(value) and all(map(_is_count, value))
-    else:
-        allowed, fits = "a positive whole number", _is_count(value)
-    if not fits:
-        raise InputError(f"{key} is {value!r}; it must be {allowed}")
-    return value
-
-
-def grid_multiple(name: str, patch_size: int) -> int:
-    """What H and W of a network's `img_size` must be multiples of: its patch, at its coarsest level."""
-    return patch_size * (2 ** (LEVELS - 1) if name == "multires_mixer" else 1)
+    return find_row(name).build(model_config(name, **overrides))
 
 
 def complete_config(
-    name: str, given: Mapping[str, Any], img_size: tuple[int, int]
+    name: str,
+    given: Mapping[str, Any],
+    img_size: tuple[int, int],
+    models: Mapping[str, Row] | None = None,
 ) -> dict[str, Any]:
     """All constructor arguments for images of one size, as a run stores them.
 
@@ -215,39 +224,26 @@ def complete_config(
         given: what the user set.
         img_size: (H, W) of the data's images; what the grid of networks that have one is made for
             unless `given` says otherwise, rounded up to what their patches divide.
+        models: another table than the zoo.
 
     Raises:
         InputError: as `model_config`, or a patch larger than the images.
     """
-    options, defaults = dict(given), model_config(name)
-    if "img_size" in defaults and "img_size" not in options:
-        patch = int(options.get("patch_size", defaults.get("patch_size", 1)))
-        if min(img_size) < patch:
-            raise InputError(
-                f"--patch_size: given {patch}, but the images are {img_size[0]} x {img_size[1]}; "
-                f"allowed: 1 to {min(img_size)}"
-            )
-        multiple = grid_multiple(name, patch)
-        options["img_size"] = [-(-side // multiple) * multiple for side in img_size]
-    return model_config(name, **options)
+    row = find_row(name, models)
+    config = row.complete(name, given)
+    if "img_size" not in config or "img_size" in given:
+        return config
+    patch = config.get("patch_size", 1)
+    if min(img_size) < patch:
+        raise InputError(
+            f"patch_size is {patch}, but the images are {img_size[0]} x {img_size[1]}; "
+            f"it must be 1 to {min(img_size)}"
+        )
+    multiple = patch * row.grid_divisor
+    return config | {"img_size": [-(-side // multiple) * multiple for side in img_size]}
 
 
-class Option(NamedTuple):
-    name: str
-    type: Any
-    default: Any
-    help: str
-
-
-def options_of_all(models: Mapping[str, Any]) -> dict[str, Option]:
-    """Stand-in until the signatures are read: the options of all rows, typed by their values."""
-    found: dict[str, Option] = {}
-    for row in models.values():
-        for name, value in row.config.items():
-            hint = (int | tuple[int, int] | None) if name == "img_size" else (type(value) | None)
-            found.setdefault(name, Option(name, hint, value, name))
-    return found
-
-
-Row = Model
-ROWS: Mapping[str, Row] = _TABLE
+def did_you_mean(given: str, allowed: Collection[str]) -> str:
+    """A question about the allowed word that is closest to the given one, or nothing if none is close."""
+    close = difflib.get_close_matches(given, list(allowed), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from img2img_recon.networks.cpu_kernels import has_units_for
 from img2img_recon.networks.layers import AxisMLP, MixerLayer
 from img2img_recon.networks.mixers import Img2ImgMixer
 from img2img_recon.networks.zoo import build_model
@@ -170,9 +169,7 @@ class Machine:
         self._operands: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
 
     def matmul(self, dtype: torch.dtype) -> Callable[[], object]:
-        """Return a task: one large matrix product in the dtype that the networks' products run in."""
-        if self.device.type == "cpu" and not has_units_for(dtype):
-            dtype = torch.float32
+        """Return a task: one large matrix product."""
         if dtype not in self._operands:
             operand = torch.randn(self._side, self._side, device=self.device).to(dtype)
             self._operands[dtype] = operand, torch.empty_like(operand)
@@ -194,7 +191,6 @@ class Machine:
         return facts | {
             "threads": torch.get_num_threads(),
             "capability": torch.backends.cpu.get_cpu_capability(),
-            "bfloat16_units": has_units_for(torch.bfloat16),
         }
 
 

@@ -161,7 +161,7 @@ def test_unet_is_fastmris() -> None:
 
 def test_unet_names_an_image_too_small() -> None:
     net = UNet(1, 1, 4, 2)
-    with pytest.raises(InputError, match="takes 8 x 8 or more"):
+    with pytest.raises(InputError, match="height and width of 8 or more"):
         net(torch.rand(1, 1, 4, 4))
     assert_maps_images(net, torch.rand(1, 1, 4, 8), out_chans=1)
 

@@ -22,9 +22,11 @@ NETWORKS = {
     "u_mixer": MultiResMixer,
     "vit": VisionTransformer,
     "recon_net_mixer": Normalized,
+    "recon_net_vit": Normalized,
 }
-# The golden transformer has 4 channels per head, which its weights do not say.
-HINTS = {"vit": {"num_heads": 3}}
+# The golden transformers have 4 channels per head, which their weights do not say.
+HINTS = {"vit": {"num_heads": 3}, "recon_net_vit": {"num_heads": 3}}
+WRAPPED = ["recon_net_mixer", "recon_net_vit"]
 
 
 def state_of(name: str) -> dict[str, torch.Tensor]:
@@ -55,7 +57,7 @@ def test_golden_output(name: str) -> None:
     assert_golden(net, name)
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "recon_net_mixer"])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in WRAPPED])
 @pytest.mark.parametrize("prefix", ["net.", "recon_net.net."])
 def test_net_prefix_means_normalised(name: str, prefix: str) -> None:
     state = {prefix + key: tensor for key, tensor in state_of(name).items()}
@@ -156,7 +158,7 @@ def test_unknown_state_names_what_was_found() -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_missing_and_unknown_weights_are_named(name: str) -> None:
     state = state_of(name)
-    prefix = "net." if name == "recon_net_mixer" else ""
+    prefix = "net." if name in WRAPPED else ""
     with pytest.raises(InputError, match="unknown 'bogus'"):
         load_reference_checkpoint(state | {f"{prefix}bogus": torch.ones(1)}, **HINTS.get(name, {}))
     last = next(key for key in reversed(state) if "norm" in key)

@@ -110,7 +110,7 @@ def test_misspelt_override_names_the_valid_ones(name: str) -> None:
     ],
 )
 def test_override_that_a_model_lacks_is_refused(name: str, override: dict[str, int]) -> None:
-    with pytest.raises(InputError, match=f"{name} has no argument '{next(iter(override))}'"):
+    with pytest.raises(InputError, match=f"{name} has no option '{next(iter(override))}'"):
         build_model(name, **override)
 
 
