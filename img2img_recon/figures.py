@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from img2img_recon.metrics import volume_scores
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import atomic_path
 
@@ -92,6 +91,8 @@ def reconstruction_panel(
         InputError: no image, an image of another shape, a target without signal, or a file that
             cannot be written.
     """
+    from img2img_recon.metrics import volume_scores
+
     if not images:
         raise InputError(f"{path}: no image to draw")
     for name, image in images.items():
