@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from fastmri_plugin.config import TrainConfig
+
 from fastmri_plugin.train import prepare, train
 from img2img_recon.support.errors import InputError
 from img2img_recon.training.checkpoints import load_checkpoint
