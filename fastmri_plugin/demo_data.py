@@ -145,7 +145,8 @@ def make_demo_data(
     from fastmri_plugin.masks import draw_mask
     from fastmri_plugin.volumes import freeze_volume
 
-    sizes = sizes or sizes_of(challenge)
+    usual = sizes_of(challenge)
+    sizes = sizes or usual
     counts = {"train": sizes.train, "val": sizes.val, "test": sizes.test}
     for split in counts:
         if (folder / f"{challenge}_{split}").exists():

@@ -1,4 +1,4 @@
-"""What is used of fastMRI, or one line on how to install it; Lightning's part is in `lightning2`."""
+"""What is used of fastMRI, or one line on how to install it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ INSTALL = (
 try:
     from fastmri.data.subsample import MaskFunc, create_mask_for_mask_type
     from fastmri.data.transforms import UnetDataTransform, VarNetDataTransform
+    from fastmri.pl_modules import MriModule, UnetModule, VarNetModule
 except ImportError as error:
     raise InputError(f"fastmri cannot be imported ({error}); {INSTALL}") from None
 
-__all__ = ["MaskFunc", "UnetDataTransform", "VarNetDataTransform", "create_mask_for_mask_type"]
+__all__ = [
+    "MaskFunc",
+    "MriModule",
+    "UnetDataTransform",
+    "UnetModule",
+    "VarNetDataTransform",
+    "VarNetModule",
+    "create_mask_for_mask_type",
+]

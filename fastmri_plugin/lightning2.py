@@ -10,9 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from fastmri.pl_modules import MriModule, UnetModule, VarNetModule
 
-__all__ = ["MriModule", "UnetModule", "VarNetModule", "on_lightning2"]
+from fastmri_plugin.framework import MriModule
 
 # fastMRI's sums over volumes and processes, in the order in which it adds to them.
 _SUMS = ("NMSE", "SSIM", "PSNR", "TotExamples", "ValLoss", "TotSliceExamples")

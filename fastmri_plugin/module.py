@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastmri_plugin.lightning2 import MriModule, UnetModule, VarNetModule, on_lightning2
+from fastmri_plugin.framework import MriModule, UnetModule, VarNetModule
+from fastmri_plugin.lightning2 import on_lightning2
 from fastmri_plugin.transforms import ImageSample
 from img2img_recon.metrics import ssim_loss
 from img2img_recon.networks.zoo import build_model

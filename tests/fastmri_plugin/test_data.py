@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -26,9 +23,10 @@ from fastmri_plugin.data import (
     volume_loader,
 )
 from fastmri_plugin.headers import Header, write_header
-from fastmri_plugin.transforms import ImageTransform, Sampling
-from fastmri_plugin.volumes import VolumeInfo, crop_size, list_volumes
-from img2img_recon.support.errors import InputError
+from fastmri_plugin.listing import list_volumes
+from fastmri_plugin.masks import MaskSpec
+from fastmri_plugin.transforms import ImageTransform
+from fastmri_plugin.volumes import VolumeInfo
 from img2img_recon.training.batches import ShuffledBatches, WholeGroups
 
 
@@ -37,7 +35,7 @@ def volume(name: str, slices: int, shape: tuple[int, int] = (64, 40), size: int 
         path=Path(f"{name}.h5"),
         kspace_shape=(slices, *shape),
         recon_size=(size, size),
-        padding=(0, shape[1]),
+        acquired_columns=(0, shape[1]),
         target_shape=None,
         max_value=1.0,
         acquisition="",
@@ -54,7 +52,7 @@ volume_sets = st.lists(
 
 
 def dataset(volumes: list[VolumeInfo]) -> SliceDataset:
-    return SliceDataset(volumes, "singlecoil", ImageTransform("singlecoil"))
+    return SliceDataset(volumes, ImageTransform())
 
 
 @settings(deadline=None, max_examples=80)
@@ -130,13 +128,11 @@ def test_smaller_samples_lie_in_larger_ones(volumes, first, second, by_volume):
 
 def test_samples_are_fastmris(tiny_data):
     folder = tiny_data("singlecoil") / "singlecoil_val"
-    mask_func = Sampling("random", (4,), (0.08,)).mask_func()
+    mask_func = MaskSpec("random", (4,), (0.08,)).mask_func()
     theirs = fastmri.data.SliceDataset(
         folder, "singlecoil", UnetDataTransform("singlecoil", mask_func)
     )
-    ours = SliceDataset(
-        list_volumes(folder, "singlecoil"), "singlecoil", ImageTransform("singlecoil", mask_func)
-    )
+    ours = SliceDataset(list_volumes(folder, "singlecoil"), ImageTransform(mask_func))
     assert len(ours) == len(theirs)
     for reference, sample in zip(theirs, ours, strict=False):
         normalised = ((sample.image - reference.mean) / reference.std).clamp(-6, 6)
@@ -150,10 +146,8 @@ def test_training_masks_depend_on_seed_epoch_and_slice_only(tiny_data):
     volumes = list_volumes(tiny_data("singlecoil") / "singlecoil_train", "singlecoil")
 
     def images(seed: int, epoch: int) -> list[torch.Tensor]:
-        transform = ImageTransform(
-            "singlecoil", Sampling("random", (4,), (0.08,)).mask_func(), False
-        )
-        data = SliceDataset(volumes, "singlecoil", transform, seed)
+        transform = ImageTransform(MaskSpec("random", (4,), (0.08,)).mask_func(), False)
+        data = SliceDataset(volumes, transform, seed)
         return [data[(index, epoch)].image for index in reversed(range(len(data)))]
 
     def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
@@ -190,9 +184,9 @@ def write_mixed(folder: Path) -> None:
 @pytest.mark.parametrize("model", ["img2img_mixer", "unet", "fastmri_unet"])
 def test_a_run_on_mixed_sizes(tmp_path, model):
     """Images and encodings of four sizes in one set, in batches, through training and scoring."""
-    from fastmri_plugin.config import TrainConfig
-    from fastmri_plugin.train import train
+    from fastmri_plugin.task import TASK, TrainConfig
     from fastmri_plugin.volumes import read_reconstruction
+    from img2img_recon.training.runner import run_task
 
     for split in ("train", "val"):
         write_mixed(tmp_path / "data" / f"singlecoil_{split}")
@@ -201,19 +195,20 @@ def test_a_run_on_mixed_sizes(tmp_path, model):
         if model == "img2img_mixer"
         else {"chans": 2, "num_pool_layers": 2}
     )
-    metrics = train(
+    metrics = run_task(
+        TASK,
         TrainConfig(
             challenge="singlecoil",
             data_path=tmp_path / "data",
-            run_dir=tmp_path / "run",
+            run=tmp_path / "run",
             model=model,
             max_epochs=1,
             batch_size=2,
             num_workers=0,
             accelerator="cpu",
             progress=False,
-            **small,  # type: ignore[arg-type]
-        )
+            options=small,
+        ),
     )
     for number, (_, size) in enumerate(MIXED):
         path = tmp_path / "run" / "reconstructions" / "val" / model / f"mixed{number}.h5"
@@ -227,7 +222,7 @@ def test_a_run_on_mixed_sizes(tmp_path, model):
 def test_loader_keeps_order_and_sizes(tmp_path):
     write_mixed(tmp_path / "val")
     volumes = list_volumes(tmp_path / "val", "singlecoil")
-    data = SliceDataset(volumes, "singlecoil", ImageTransform("singlecoil"))
+    data = SliceDataset(volumes, ImageTransform())
     for workers in (0, 1):
         seen = [
             (name, int(number), tuple(image.shape))
@@ -240,44 +235,3 @@ def test_loader_keeps_order_and_sizes(tmp_path):
             for number in range(3)
         ]
     assert most_common_size(volumes) in {size for _, size in MIXED}
-
-
-def test_crop_of_narrow_files_is_width_by_width():
-    assert crop_size((320, 320), (10, 640, 300)) == (300, 300)
-    assert crop_size((320, 320), (10, 640, 368)) == (320, 320)
-
-
-def test_listing_is_cached_and_never_stale(tiny_data, tmp_path, monkeypatch):
-    from fastmri_plugin import volumes as module
-
-    folder = Path(shutil.copytree(tiny_data("singlecoil") / "singlecoil_val", tmp_path / "val"))
-    (folder / "notes.txt").write_text("not a volume")
-    (folder / ".hidden.h5").write_text("not a volume either")
-    first = list_volumes(folder, "singlecoil")
-    read: list[Path] = []
-    original = module.read_volume_info
-
-    def counted(path: Path, challenge: module.Challenge) -> VolumeInfo:
-        read.append(path)
-        return original(path, challenge)
-
-    monkeypatch.setattr(module, "read_volume_info", counted)
-    assert list_volumes(folder, "singlecoil") == first
-    assert read == []
-    with h5py.File(first[0].path, "r+") as file:
-        file.attrs["max"] = 123.0
-    os.utime(first[0].path, ns=(1, 1))
-    changed = list_volumes(folder, "singlecoil")
-    assert read == [first[0].path]
-    assert changed[0].max_value == 123.0
-    caches = list((Path(os.environ["IMG2IMG_CACHE"]) / "metadata").glob("*.json"))
-    assert caches
-    for cache in caches:
-        json.loads(cache.read_text())
-    # the other challenge does not see this one's entries
-    with pytest.raises(InputError, match="single-coil; --challenge multicoil"):
-        list_volumes(folder, "multicoil")
-    # a damaged cache is read anew
-    for cache in caches:
-        cache.write_text("{")
-    assert list_volumes(folder, "singlecoil") == changed

@@ -11,7 +11,8 @@ from fastmri.data.transforms import UnetDataTransform, VarNetDataTransform, cent
 from fastmri.evaluate import ssim
 
 from fastmri_plugin.demo_data import SIZES, TINY, DemoSizes, demo_folder, make_demo_data
-from fastmri_plugin.volumes import TARGET_KEYS, list_volumes
+from fastmri_plugin.listing import list_volumes
+from fastmri_plugin.volumes import TARGET_KEYS
 from img2img_recon.support.errors import InputError
 
 CHALLENGES = ["singlecoil", "multicoil"]
@@ -34,7 +35,7 @@ def test_every_split_has_the_layout_asked_for(data, challenge, split):
     assert len({info.num_columns for info in volumes}) > 1
     assert sum(info.num_columns < TINY.recon for info in volumes) == 1
     for info in volumes:
-        left, right = info.padding
+        left, right = info.acquired_columns
         assert 0 < left < right < info.num_columns
         assert info.recon_size == (TINY.recon, TINY.recon)
         assert info.kspace_shape[-2] == 2 * TINY.recon
@@ -190,7 +191,7 @@ def test_demo_folder_is_made_once_in_the_cache(tmp_path, monkeypatch):
 def test_nothing_is_overwritten(data):
     with pytest.raises(InputError, match="singlecoil_train exists"):
         make_demo_data(data, "singlecoil", sizes=TINY)
-    with pytest.raises(InputError, match="--challenge"):
+    with pytest.raises(InputError, match="challenge: given threecoil"):
         make_demo_data(data, "threecoil", sizes=TINY)
 
 

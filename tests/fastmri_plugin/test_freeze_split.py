@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fastmri.data.mri_data import SliceDataset
-from fastmri.data.subsample import EquispacedMaskFractionFunc, RandomMaskFunc
+from fastmri.data.subsample import RandomMaskFunc
 from fastmri.data.transforms import UnetDataTransform
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from fastmri_plugin.freeze_split import (
     FreezeConfig,
     deal_accelerations,
-    draw_mask,
     freeze_split,
     main,
     verify_split,
 )
-from fastmri_plugin.volumes import TARGET_KEYS, list_volumes
-from img2img_recon.support.cli import run_script
+from fastmri_plugin.listing import list_volumes
+from fastmri_plugin.volumes import TARGET_KEYS
+from img2img_recon.support.cli import config_from, run_script
 from img2img_recon.support.errors import InputError
 
 
@@ -34,7 +34,7 @@ def configuration(data, folder, **changes):
         "out": folder,
         "split": "train",
     }
-    return FreezeConfig(**{**values, **changes})
+    return config_from(FreezeConfig, {**values, **changes})
 
 
 def manifest_of(folder):
@@ -169,19 +169,6 @@ def test_accelerations_are_dealt_evenly_whatever_the_order(names, accelerations,
 def test_the_seed_deals_differently():
     names = [f"file{k}.h5" for k in range(20)]
     assert deal_accelerations(names, (4, 8), 0) != deal_accelerations(names, (4, 8), 1)
-
-
-@pytest.mark.parametrize("width", [368, 321])
-@pytest.mark.parametrize(
-    ("mask_type", "oracle"),
-    [("random", RandomMaskFunc), ("equispaced_fraction", EquispacedMaskFractionFunc)],
-)
-def test_draw_mask_is_fastmris(width, mask_type, oracle):
-    mask = draw_mask("file1000000.h5", width, mask_type, 4, 0.08)
-    seed = tuple(map(ord, "file1000000.h5"))
-    expected, low = oracle([0.08], [4])((1, width, 1), seed=seed)
-    np.testing.assert_array_equal(mask.columns, expected.numpy().reshape(-1))
-    assert mask.num_low_frequencies == low
 
 
 @pytest.mark.parametrize(

@@ -56,16 +56,16 @@ def test_fastmri_sees_the_same_numbers(tmp_path, header):
     ours = read_header(write_header(header))
     assert metadata["encoding_size"] == ours.encoded_size
     assert metadata["recon_size"][:2] == ours.recon_size
-    assert (metadata["padding_left"], metadata["padding_right"]) == ours.padding
+    assert (metadata["padding_left"], metadata["padding_right"]) == ours.acquired_columns
 
 
 @settings(max_examples=25, deadline=None)
 @given(width=st.integers(2, 400), data=st.data())
-def test_of_columns_is_the_inverse_of_padding(width, data):
+def test_of_columns_is_the_inverse_of_acquired_columns(width, data):
     left = data.draw(st.integers(0, width // 2))
     right = data.draw(st.integers(width // 2 + 1, width))
     header = Header.of_columns((256, width), (128, 128), (left, right))
-    assert header.padding == (left, right)
+    assert header.acquired_columns == (left, right)
     assert header.encoded_size == (256, width, 1)
 
 

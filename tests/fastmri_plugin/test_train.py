@@ -13,19 +13,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmri_plugin.config import TrainConfig
-from fastmri_plugin.train import prepare, train
+from fastmri_plugin.task import TASK, TrainConfig
+from fastmri_plugin.train import test as reconstruct_split
 from img2img_recon.support.errors import InputError
-from img2img_recon.training.checkpoints import load_checkpoint
+from img2img_recon.trained import load_checkpoint
+from img2img_recon.training import trainer as trainer_module
+from img2img_recon.training.runner import report_nothing, run_task
 
 PROJECT = Path(__file__).resolve().parents[2]
+TINY = {"patch_size": 4, "embed_dim": 8, "depth": 1, "mlp_ratio": 1}
 SMALL = ("--patch_size", "4", "--embed_dim", "8", "--depth", "1", "--mlp_ratio", "1")
 
 
 def words(data: Path, run_dir: Path, challenge: str = "singlecoil", *more: str) -> list[str]:
     return [
         *("--challenge", challenge, "--accel", "4", "--data_path", str(data)),
-        *("--run_dir", str(run_dir), "--num_workers", "0", "--accelerator", "cpu", "--no_progress"),
+        *("--run", str(run_dir), "--num_workers", "0", "--accelerator", "cpu", "--no_progress"),
         *more,
     ]
 
@@ -112,12 +115,10 @@ def test_killed_and_resumed_run_ends_with_the_weights_of_an_unbroken_one(
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_workers", "lr_interval"), [(0, "step"), (1, "epoch")])
 def test_resuming_within_an_epoch_gives_the_same_weights(
-    tiny_data, tmp_path, num_workers, lr_interval
+    tiny_data, tmp_path, monkeypatch, num_workers, lr_interval
 ):
     """The run breaks off between two saves inside an epoch, whatever the machine's speed."""
     import pytorch_lightning as pl
-
-    from fastmri_plugin import experiment as script
 
     class Stop(pl.Callback):
         def on_train_batch_end(self, trainer, *args):
@@ -128,11 +129,8 @@ def test_resuming_within_an_epoch_gives_the_same_weights(
         return TrainConfig(
             challenge="singlecoil",
             data_path=tiny_data("singlecoil"),
-            run_dir=tmp_path / name,
-            patch_size=4,
-            embed_dim=8,
-            depth=1,
-            mlp_ratio=1,
+            run=tmp_path / name,
+            options=TINY,
             max_epochs=2,
             lr_interval=lr_interval,
             checkpoint_every_n_steps=3,
@@ -141,17 +139,15 @@ def test_resuming_within_an_epoch_gives_the_same_weights(
             progress=False,
         )
 
-    train(config("unbroken"))
-    original = script.make_trainer
-    try:
-        script.make_trainer = lambda *parts: original(*parts, [Stop()])
+    run_task(TASK, config("unbroken"))
+    original = trainer_module.make_trainer
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "make_trainer", lambda *parts: original(*parts, [Stop()]))
         with pytest.raises(RuntimeError, match="stopped here"):
-            train(config("broken"))
-    finally:
-        script.make_trainer = original
+            run_task(TASK, config("broken"))
     saved = load_checkpoint(tmp_path / "broken" / "checkpoints" / "last.ckpt")
     assert saved["global_step"] == 3, "no save within the epoch"
-    train(config("broken"))
+    run_task(TASK, config("broken"))
     assert_same_weights(tmp_path / "unbroken", tmp_path / "broken")
 
 
@@ -214,34 +210,34 @@ def test_models_train_and_score_through_the_script(tiny_data, tmp_path, model, c
 @pytest.mark.parametrize(
     ("model", "challenge", "options"),
     [
-        ("fastmri_unet", "singlecoil", {"chans": 2, "num_pool_layers": 2, "lr": 0.25}),
+        ("fastmri_unet", "singlecoil", {"chans": 2, "num_pool_layers": 2}),
         (
             "fastmri_varnet",
             "multicoil",
             {"num_cascades": 1, "chans": 2, "pools": 2, "sens_chans": 2, "sens_pools": 2},
         ),
-        ("img2img_mixer", "singlecoil", {"embed_dim": 8, "depth": 1, "img_size": (32,)}),
+        ("img2img_mixer", "singlecoil", {"embed_dim": 8, "depth": 1, "img_size": 32}),
         ("multires_mixer", "singlecoil", {"embed_dim": 4}),
     ],
 )
 def test_test_splits_are_reconstructed_apart(tiny_data, tmp_path, model, challenge, options):
     """Volumes without a target, each set in a folder of its own, nothing overwritten."""
-    from fastmri_plugin.train import test as reconstruct_split
     from fastmri_plugin.volumes import read_reconstruction
 
     common = {
         "challenge": challenge,
         "data_path": tiny_data(challenge),
-        "run_dir": tmp_path / "run",
+        "run": tmp_path / "run",
         "model": model,
         "accelerator": "cpu",
         "num_workers": 0,
         "progress": False,
     }
-    train(TrainConfig(**common, **options, max_epochs=1))
-    if "lr" in options:
+    lr = 0.25 if model == "fastmri_unet" else None
+    run_task(TASK, TrainConfig(**common, options=options, max_epochs=1, lr=lr))
+    if lr is not None:
         saved = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
-        assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == options["lr"]
+        assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == lr
     out = reconstruct_split(TrainConfig(**common, mode="test"))
     names = {path.name for path in (tiny_data(challenge) / f"{challenge}_test").glob("*.h5")}
     assert {path.name for path in (out / model).iterdir()} == names
@@ -250,7 +246,7 @@ def test_test_splits_are_reconstructed_apart(tiny_data, tmp_path, model, challen
     if model == "img2img_mixer":
         val = {**common, "mode": "test", "test_split": "val"}
         at_4x = reconstruct_split(TrainConfig(**val))
-        at_8x = reconstruct_split(TrainConfig(**val, accel=(8,), out_dir=tmp_path / "8x"))
+        at_8x = reconstruct_split(TrainConfig(**val, accel=(8,), out=tmp_path / "8x"))
         name = next((at_4x / model).iterdir()).name
         scored = tmp_path / "run" / "reconstructions" / "val" / model / name
         volumes = [read_reconstruction(folder / model / name) for folder in (at_4x, at_8x)]
@@ -265,17 +261,14 @@ def test_logged_metrics_are_fastmris_and_agree_with_the_scores(tiny_data, tmp_pa
     config = TrainConfig(
         challenge="singlecoil",
         data_path=tiny_data("singlecoil"),
-        run_dir=tmp_path / "run",
-        patch_size=4,
-        embed_dim=8,
-        depth=1,
-        mlp_ratio=1,
+        run=tmp_path / "run",
+        options=TINY,
         max_epochs=1,
         num_workers=0,
         accelerator="cpu",
         progress=False,
     )
-    metrics = train(config)
+    metrics = run_task(TASK, config)
     rows = (next((tmp_path / "run" / "logs").glob("csv-*")) / "metrics.csv").read_text()
     header, *lines = [line.split(",") for line in rows.splitlines()]
     logged = {k: float(v) for line in lines for k, v in zip(header, line, strict=True) if v}
@@ -286,34 +279,8 @@ def test_logged_metrics_are_fastmris_and_agree_with_the_scores(tiny_data, tmp_pa
     assert "validation_loss" in logged
     # a finished run is not trained again
     before = (tmp_path / "run" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
-    assert train(config)["volumes"] == json.loads(json.dumps(metrics["volumes"]))
+    assert run_task(TASK, config)["volumes"] == json.loads(json.dumps(metrics["volumes"]))
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
-
-
-def test_checkpoints_hold_no_pickled_code_and_are_atomic(tmp_path, monkeypatch):
-    from img2img_recon.training.checkpoints import AtomicCheckpointIO
-
-    io = AtomicCheckpointIO()
-    path = tmp_path / "last.ckpt"
-    io.save_checkpoint({"state_dict": {"w": torch.ones(2)}}, path)
-
-    class Evil:
-        def __reduce__(self):
-            return (os.system, ("echo pwned",))
-
-    torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
-    with pytest.raises(InputError, match="not a checkpoint that can be read safely"):
-        load_checkpoint(tmp_path / "evil.ckpt")
-
-    def interrupted(content, file):
-        Path(file).write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(torch, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        io.save_checkpoint({"state_dict": {}}, path)
-    assert torch.equal(load_checkpoint(path)["state_dict"]["w"], torch.ones(2))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["evil.ckpt", "last.ckpt"]
 
 
 def test_default_run_folder_depends_on_the_configuration(tiny_data, tmp_path, monkeypatch):
@@ -321,8 +288,9 @@ def test_default_run_folder_depends_on_the_configuration(tiny_data, tmp_path, mo
 
     def folder(**options: object) -> Path:
         base = {"challenge": "singlecoil", "data_path": tiny_data("singlecoil"), "progress": False}
-        return prepare(TrainConfig(**{**base, **options})).run.path
+        config = TASK.resolve(TrainConfig(**{**base, **options}))
+        return TASK.prepare(config, report_nothing).run.path
 
     assert folder() == folder(num_workers=3, accel=(4,))
     assert folder() != folder(seed=1)
-    assert folder() != folder(embed_dim=64)
+    assert folder() != folder(options={"embed_dim": 64})

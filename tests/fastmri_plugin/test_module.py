@@ -1,0 +1,93 @@
+"""What is trained: the module's network, fastMRI's modules on Lightning 2, no double precision."""
+
+from __future__ import annotations
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from fastmri.pl_modules.mri_module import DistributedMetricSum
+
+from fastmri_plugin.data import SliceDataset, volume_loader
+from fastmri_plugin.lightning2 import on_lightning2
+from fastmri_plugin.listing import list_volumes
+from fastmri_plugin.masks import MaskSpec
+from fastmri_plugin.module import build_module, build_network
+from fastmri_plugin.task import FASTMRI_MODELS
+from fastmri_plugin.transforms import build_transform
+from img2img_recon.networks.zoo import complete_config
+
+VARNET = {"num_cascades": 1, "pools": 1, "chans": 2, "sens_pools": 1, "sens_chans": 2}
+OPTIONS = {
+    "img2img_mixer": complete_config(
+        "img2img_mixer", {"in_chans": 1, "out_chans": 1, "embed_dim": 4, "depth": 1}, (32, 32)
+    ),
+    "fastmri_unet": FASTMRI_MODELS["fastmri_unet"] | {"chans": 2, "num_pool_layers": 1},
+    "fastmri_varnet": VARNET,
+}
+
+
+def batches(data, challenge, model):
+    volumes = list_volumes(data / f"{challenge}_val", challenge)
+    masks = MaskSpec("random", (4,), (0.2,)).mask_func()
+    return volume_loader(
+        SliceDataset(volumes, build_transform(model, challenge, masks, True)), 1, 0
+    )
+
+
+@pytest.mark.parametrize("model", OPTIONS)
+def test_nothing_in_double_precision_goes_to_a_device(tiny_data, model):
+    """Apple's GPUs have none. The meta device takes part in everything and holds no numbers."""
+    module = build_module(model, OPTIONS[model], 1e-3, "epoch")
+    assert not [name for name, value in module.state_dict().items() if value.dtype == torch.float64]
+    count = 0
+    for batch in batches(tiny_data("multicoil"), "multicoil", model):
+        moved = module.transfer_batch_to_device(batch, torch.device("meta"), 0)
+        tensors = [value for value in moved if isinstance(value, torch.Tensor)]
+        assert all(value.device.type == "meta" for value in tensors)
+        assert not [value for value in tensors if value.dtype == torch.float64]
+        count += 1
+    assert count == 4
+    loss = module.training_step(batch, 0)
+    assert loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("model", OPTIONS)
+def test_the_network_is_that_of_the_module(model):
+    network = build_network(model, OPTIONS[model])
+    module = build_module(model, OPTIONS[model], 1e-3, "epoch")
+    inside = [dict(child.state_dict()) for child in module.children()]
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
+    assert shapes in [{n: v.shape for n, v in state.items()} for state in inside]
+
+
+@pytest.mark.parametrize("model", OPTIONS)
+def test_validations_sums_are_in_single_precision(tiny_data, tmp_path, monkeypatch, model):
+    """Whatever fastMRI adds up arrives in the type that its sums have."""
+    added: list[torch.dtype] = []
+    original = DistributedMetricSum.update
+
+    def update(metric, value):
+        added.append(value.dtype)
+        return original(metric, value)
+
+    monkeypatch.setattr(DistributedMetricSum, "update", update)
+    module = build_module(model, OPTIONS[model], 1e-3, "epoch")
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    monkeypatch.setattr(module, "log_image", lambda *_: None)
+    challenge = "multicoil"
+    (metrics,) = trainer.validate(
+        module, [batches(tiny_data(challenge), challenge, model)], verbose=False
+    )
+    assert added
+    assert set(added) == {torch.float32}
+    assert set(metrics) == {
+        "validation_loss", "val_metrics/nmse", "val_metrics/ssim", "val_metrics/psnr",
+    }  # fmt: skip
+
+
+def test_only_fastmris_modules_are_adapted():
+    with pytest.raises(TypeError, match=r"no fastmri.pl_modules.MriModule"):
+        on_lightning2(pl.LightningModule)
