@@ -1,150 +1,48 @@
-"""A YAML 1.2 file that can say at which line a thing stands, and models checked against it."""
+"""A YAML 1.2 file that can say at which line a thing stands."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
 from img2img_recon.support.errors import InputError
+from img2img_recon.support.values import did_you_mean
 
 Place = tuple[str | int, ...]
-ModelT = TypeVar("ModelT", bound=BaseModel)
 
 MOST_VALUES = 1_000_000
 TAG = "tag:yaml.org,2002:"
-COLLECTIONS = (f"{TAG}map", f"{TAG}seq")
 NUMBERS = (f"{TAG}int", f"{TAG}float")
 OTHERS = (f"{TAG}bool", f"{TAG}null")
 # Left as they are written: a date in a name is no date, and `=` and `<<` are just words.
 TEXTS = (f"{TAG}str", f"{TAG}timestamp", f"{TAG}value", f"{TAG}merge")
 
 
-class WrittenInt(int):
-    """A whole number that knows how it was written; an account 0012345 is no number."""
+class Number(str):
+    """A number as it was written; an account 0012345 keeps its zeros.
 
-    text: str
-
-
-class WrittenFloat(float):
-    """A number that knows how it was written."""
-
-    text: str
-
-
-def as_number(value: Any) -> Any:
-    """Written numbers, alone or in lists and mappings, as Python's own."""
-    return _replaced(value, lambda number: type(number).__mro__[1](number))
-
-
-def as_text(value: Any) -> Any:
-    """Written numbers, alone or in lists and mappings, as they were written."""
-    return _replaced(value, lambda number: number.text)
-
-
-def _replaced(value: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(value, dict):
-        return {key: _replaced(item, change) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_replaced(item, change) for item in value]
-    return change(value) if isinstance(value, (WrittenInt, WrittenFloat)) else value
-
-
-def _whole(value: Any) -> Any:
-    """1e3 is a whole number."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Text = Annotated[str, BeforeValidator(as_text)]
-Whole = Annotated[int, BeforeValidator(_whole)]
-
-
-def refused(key: str, message: str) -> PydanticCustomError:
-    """What a model's own check raises about its `key`."""
-    return PydanticCustomError("refused", "{reason}", {"key": key, "reason": message})
-
-
-class StrictModel(BaseModel):
-    """A part of a file: nothing is converted, null is the default, unknown keys are answered with the known."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(
-        strict=True, extra="forbid", frozen=True, allow_inf_nan=False
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        allowed = [item.alias or name for name, item in cls.model_fields.items()]
-        for key in values:
-            if key not in allowed and cls.model_config["extra"] == "forbid":
-                raise refused(key, unknown(key, allowed))
-        return {k: value for k, value in values.items() if value is not None or k not in allowed}
-
-
-def unknown(key: str, allowed: Iterable[str]) -> str:
-    """What to say of a key that is not allowed."""
-    close = difflib.get_close_matches(key, list(allowed), n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    return f"unknown key{hint}; allowed: {', '.join(sorted(allowed))}"
-
-
-def validated(
-    model: type[ModelT], values: Mapping[str, Any], error: Callable[[Place, str], InputError]
-) -> ModelT:
-    """`values` as the model has them.
-
-    Args:
-        model: what is allowed.
-        values: by key.
-        error: makes the error from the place within `values` and what is wrong there.
-
-    Raises:
-        InputError: the first value that is not allowed.
+    Attributes:
+        value: what it is.
     """
-    try:
-        return model.model_validate(values)
-    except ValidationError as caught:
-        first = caught.errors(include_url=False)[0]
-        context = first.get("ctx", {})
-        place = (*first["loc"], context["key"]) if "key" in context else first["loc"]
-        raise error(place, _in_words(first["type"], first, context)) from None
+
+    value: int | float
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
-KINDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "finite_number": "a number",
-    "string": "a text",
-    "bool": "true or false",
-    "dict": "a mapping (key: value)",
-    "model": "a mapping (key: value)",
-    "list": "a list",
-}
-
-
-def _in_words(kind: str, error: Mapping[str, Any], context: Mapping[str, Any]) -> str:
-    """What pydantic found, as the project says it."""
-    if kind == "refused":
-        return str(context["reason"])
-    if kind == "missing":
-        return "missing"
-    if kind == "value_error":
-        return str(context["error"])
-    allowed = KINDS.get(kind.removesuffix("_type").removesuffix("_from_float"), error["msg"])
-    if kind == "greater_than_equal":
-        allowed = f"{context['ge']} or more"
-    elif kind == "greater_than":
-        allowed = f"above {context['gt']}"
-    return f"given {error['input']!r}, allowed: {allowed}"
+def as_numbers(value: Any) -> Any:
+    """A value with the numbers in it, in lists and mappings too, as numbers."""
+    if isinstance(value, dict):
+        return {key: as_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [as_numbers(item) for item in value]
+    return value.value if isinstance(value, Number) else value
 
 
 @dataclass(frozen=True)
@@ -153,7 +51,7 @@ class Document:
 
     Attributes:
         path: where it was read.
-        content: of its top level; numbers know how they were written.
+        content: of its top level.
         lines: by place.
     """
 
@@ -169,16 +67,6 @@ class Document:
         where = f"{self.path}:{self.lines.get(known, 1)}"
         return InputError(f"{where}: {spell(place)}: {message}" if place else f"{where}: {message}")
 
-    def validated(
-        self, model: type[ModelT], values: Mapping[str, Any], place: Place = ()
-    ) -> ModelT:
-        """`values`, which stand at `place`, as the model has them.
-
-        Raises:
-            InputError: the first value that is not allowed, with its line.
-        """
-        return validated(model, values, lambda within, why: self.error((*place, *within), why))
-
 
 def spell(place: Place) -> str:
     """A place as people write it: axes.list[2].lr."""
@@ -186,6 +74,12 @@ def spell(place: Place) -> str:
     for step in place:
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
     return text
+
+
+def unknown(key: str, allowed: Iterable[str]) -> str:
+    """What to say of a key that is not allowed."""
+    names = sorted(allowed)
+    return f"unknown key{did_you_mean(key, names)}; allowed: {', '.join(names)}"
 
 
 def read_document(path: Path) -> Document:
@@ -238,12 +132,8 @@ class _Reader:
             reason = getattr(error, "problem", None) or " ".join(str(error).split())
             raise InputError(f"{path}{line}: not valid YAML ({reason})") from None
 
-    def _note(self, node: Node, place: Place) -> None:
-        self.document.lines[place] = node.start_mark.line + 1
-
     def _value(self, node: Node, place: Place) -> Any:
-        if place not in self.document.lines:
-            self._note(node, place)
+        self.document.lines.setdefault(place, node.start_mark.line + 1)
         self.count += 1
         if self.count > MOST_VALUES:
             raise self.document.error(place, f"more than {MOST_VALUES:,} values")
@@ -251,7 +141,7 @@ class _Reader:
             return self._scalar(node, place)
         if id(node) in self.open:
             raise self.document.error(place, "refers to itself")
-        if node.tag not in COLLECTIONS:
+        if node.tag not in (f"{TAG}map", f"{TAG}seq"):
             raise self.document.error(place, f"unknown tag {node.tag}")
         self.open.add(id(node))
         if isinstance(node, MappingNode):
@@ -265,27 +155,26 @@ class _Reader:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, ScalarNode):
-                raise self.document.error(
-                    place, "given a list or mapping as a key, allowed: a text"
-                )
+                raise self.document.error(place, "given a list or mapping as a key, allowed: text")
             key = str(key_node.value)
-            self._note(key_node, (*place, key))
+            self.document.lines[(*place, key)] = key_node.start_mark.line + 1
             if key in result:
                 raise self.document.error((*place, key), "given twice")
             result[key] = self._value(value_node, (*place, key))
         return result
 
     def _scalar(self, node: ScalarNode, place: Place) -> Any:
+        text = str(node.value)
         if node.tag in TEXTS:
-            return str(node.value)
+            return text
         if node.tag not in (*NUMBERS, *OTHERS):
             raise self.document.error(place, f"unknown tag {node.tag}")
         try:
             value = self.yaml.constructor.construct_object(node)
         except ValueError:
-            return str(node.value)
+            return text
         if node.tag in OTHERS:
             return value
-        number: Any = WrittenInt(value) if isinstance(value, int) else WrittenFloat(value)
-        number.text = str(node.value)
+        number = Number(text)
+        number.value = value
         return number

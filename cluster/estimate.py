@@ -57,7 +57,7 @@ def print_runs(sweep: Sweep) -> None:
             sweep.resolved[number].model,
             f"{cost.parameters:,}",
             "all" if cost.train_images is None else f"{cost.train_images:,}",
-            f"{ask.nodes} x {ask.gpus_per_node} GPU, {ask.cpus_per_task} CPU, {ask.timeout_min} min",
+            f"{ask.nodes} x {ask.gpus_per_node} GPU, {ask.cpus_per_task} CPU, {ask.minutes} min",
             "?" if cost.gpu_hours is None else f"{cost.gpu_hours:.2f}",
             run.label,
         )

@@ -19,12 +19,11 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cluster.queues import Queue, make_queue
-from cluster.sweep_folder import RunRecord, SweepFolder
+from cluster.sweep_folder import SweepFolder
 from cluster.tasks import task_of
 from img2img_recon.support.errors import InputError
 from img2img_recon.training.preemption import STOP_REQUEST, RunStopped
@@ -37,6 +36,7 @@ BUSY_WAIT_S = 60
 # Where there is no such signal, SIGTERM is the only warning.
 WARNING = getattr(signal, "SIGUSR2", signal.SIGTERM)
 LONGEST_TRACEBACK = 8000
+End = Callable[..., None]
 
 
 def place_of(error: BaseException) -> str:
@@ -83,36 +83,41 @@ class TrainingJob:
 
     def __call__(self) -> str:
         """Run to the end; "done", or an exception after the failures that are allowed."""
-        sweep = SweepFolder(Path(self.sweep_folder))
-        folder, record = sweep.run(self.run_id), sweep.record(self.run_id)
-        queue = make_queue(self.queue)
-        if record.read().failed:
+        sweep, queue = SweepFolder(Path(self.sweep_folder)), make_queue(self.queue)
+        folder = sweep.run(self.run_id)
+        if sweep.record(self.run_id).failed:
             return "failed before"
         if queue.rank() == 0:
             if "run" in self.config:
                 _link(folder.path, Path(self.config["run"]))
             _wait_until_free(folder)
-            with record.change() as content:
-                content.start(queue.job_id(), socket.gethostname(), os.getpid())
-        with _warnings(queue, self.grace_s, record) as give_way:
+            with sweep.change_record(self.run_id) as record:
+                record.start(queue.job_id(), socket.gethostname(), os.getpid())
+
+        def end(how: str, wait_s: float = 30) -> None:
+            if queue.rank() == 0:
+                with sweep.change_record(self.run_id, wait_s) as record:
+                    record.end(how)
+
+        with _warnings(queue, self.grace_s, end) as give_way:
             try:
                 self.train(folder)
             except RunStopped:
-                _end_attempt(queue, record, "stopped")
+                end("stopped")
                 give_way()
             except Exception as error:
                 if STOP_REQUEST.made:
                     # What takes the job away may take its loader processes first.
                     traceback.print_exc()
-                    _end_attempt(queue, record, "stopped without saving")
+                    end("stopped without saving")
                     give_way()
-                if self._failed(queue, record, error) or not queue.requeues:
+                if self._failed(queue, sweep, error) or not queue.requeues:
                     raise
                 queue.requeue()
-        _end_attempt(queue, record, "done")
+        end("done")
         return "done"
 
-    def _failed(self, queue: Queue, record: RunRecord, error: Exception) -> bool:
+    def _failed(self, queue: Queue, sweep: SweepFolder, error: Exception) -> bool:
         """Count a failure; whether it was the last one in this place."""
         place = place_of(error)
         attempt = f"{queue.job_id()}.{queue.attempt()}"
@@ -121,16 +126,16 @@ class TrainingJob:
             # Its ends say what was called and what went wrong.
             text = f"{text[:3000]}\n...\n{text[-5000:]}"
         print(text, file=sys.stderr, flush=True)
-        with record.change() as content:
-            content.add_failure(place, text, attempt)
-            content.end("failed")
+        with sweep.change_record(self.run_id) as record:
+            record.add_failure(place, text, attempt)
+            record.end("failed")
             # Another process of the job may have counted this attempt, at another place.
             if (
-                content.failures.get(place, 0) >= MAX_FAILURES
-                or sum(content.failures.values()) >= MAX_FAILURES_ANYWHERE
+                record.failures.get(place, 0) >= MAX_FAILURES
+                or sum(record.failures.values()) >= MAX_FAILURES_ANYWHERE
             ):
-                content.failed = True
-            return content.failed
+                record.failed = True
+            return record.failed
 
 
 def _link(path: Path, folder: Path) -> None:
@@ -139,12 +144,6 @@ def _link(path: Path, folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         path.symlink_to(folder, target_is_directory=True)
-
-
-def _end_attempt(queue: Queue, record: RunRecord, end: str, wait_s: float = 30) -> None:
-    if queue.rank() == 0:
-        with record.change(wait_s) as content:
-            content.end(end)
 
 
 def _wait_until_free(folder: RunFolder) -> None:
@@ -162,7 +161,7 @@ def _wait_until_free(folder: RunFolder) -> None:
 
 
 @contextmanager
-def _warnings(queue: Queue, grace_s: float, record: RunRecord) -> Iterator[Callable[[], None]]:
+def _warnings(queue: Queue, grace_s: float, end: End) -> Iterator[Callable[[], None]]:
     """Turn the cluster's signals into a request to stop, and give what requeues the job afterwards."""
     former = {number: signal.getsignal(number) for number in {WARNING, signal.SIGTERM}}
     seen: set[int] = set()
@@ -174,7 +173,7 @@ def _warnings(queue: Queue, grace_s: float, record: RunRecord) -> Iterator[Calla
     def watch() -> None:
         is_warned.wait()
         if not is_leaving.wait(grace_s):
-            _leave_at_once(leave, partial(_end_attempt, queue, record, wait_s=2))
+            _leave_at_once(leave, end)
 
     def warned(signum: int, frame: Any) -> None:
         seen.add(signum)
@@ -205,14 +204,14 @@ def _warnings(queue: Queue, grace_s: float, record: RunRecord) -> Iterator[Calla
         STOP_REQUEST.expected, STOP_REQUEST.made, STOP_REQUEST.handlers = False, False, {}
 
 
-def _leave_at_once(leave: Callable[[], None], end_attempt: Callable[[str], None]) -> None:
+def _leave_at_once(leave: Callable[[], None], end: End) -> None:
     """End the process from another thread, without unwinding the main one, which might go on.
 
     What is on disk is whole at any moment.
     """
     code: Any = 1
     with suppress(OSError, InputError):
-        end_attempt("stopped without saving")
+        end("stopped without saving", 2)
     try:
         leave()
     except SystemExit as left:

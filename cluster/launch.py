@@ -12,82 +12,64 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.queues import DEFAULT_QUEUE, Queue, QueueWord, make_queue
-from img2img_recon.support.cli import flag, parse_config, script
+from cluster.resources import Resources, check_placement, placement
+from img2img_recon.support.cli import flag, flags_of, parse_config, script
 from img2img_recon.support.errors import InputError
-from img2img_recon.support.types import NonNegativeInt, PositiveFloat, PositiveInt
+from img2img_recon.support.values import shown
 
 if TYPE_CHECKING:
-    from cluster.resources import Resources
     from cluster.runs import Sweep
     from cluster.sweep_folder import SweepFolder
 
 PROJECT = Path(__file__).resolve().parent.parent
 LAUNCHES = Path("launches")
-AS_SBATCH = "as sbatch takes it"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LaunchArguments:
+class LaunchFlags:
     """Run one training command as one job: launch.py [flags] -- SCRIPT.py [the script's flags]."""
 
-    nodes: PositiveInt | None = flag(None, help="machines; default: 1", basic=True)
-    gpus_per_node: NonNegativeInt | None = flag(
-        None, help="GPUs on each; 0 trains on the CPU; default: 0", basic=True
-    )
-    tasks_per_node: PositiveInt | None = flag(
-        None, help="processes on each; default: one per GPU", basic=True
-    )
-    cpus_per_task: PositiveInt | None = flag(None, help="cores per process; default: 1", basic=True)
-    mem_gb: PositiveFloat | None = flag(None, help="memory of each machine", basic=True)
-    timeout_min: str | None = flag(
-        None, help="minutes (or 24:00:00) until the job queues again; default: 1440", basic=True
-    )
-    signal_delay_s: PositiveInt | None = flag(
-        None, help="how long before that it is warned; default: 120", basic=True
-    )
-    grace_s: NonNegativeInt | None = flag(
-        None, help="how long it may take to save; default: 20", basic=True
-    )
-    partition: str | None = flag(None, help=AS_SBATCH, basic=True)
-    account: str | None = flag(None, help=AS_SBATCH, basic=True)
-    qos: str | None = flag(None, help=AS_SBATCH, basic=True)
-    constraint: str | None = flag(None, help=AS_SBATCH, basic=True)
-    setup: tuple[str, ...] | None = flag(
-        None, help="shell commands before the training", basic=True
-    )
-    cluster: QueueWord = flag(DEFAULT_QUEUE, help="where it runs", basic=True)
-    folder: Path | None = flag(
-        None, help="records and logs; default: launches/, by the command", basic=True
-    )
-    site: Path | None = flag(
-        None, help="site file with resources; default: cluster_site.yaml", basic=True
-    )
-    dry_run: bool = flag(False, help="print what would be submitted, submit nothing", basic=True)
+    cluster: QueueWord = flag(DEFAULT_QUEUE, help="where it runs")
+    folder: Path | None = flag(None, help="records and logs; default: launches/, by the command")
+    site: Path | None = flag(None, help="site file with resources; default: cluster_site.yaml")
+    dry_run: bool = flag(False, help="print what would be submitted, submit nothing")
 
 
-def resources_of(arguments: LaunchArguments) -> Resources:
+# What is not given is the site file's or the default.
+LaunchArguments: Any = make_dataclass(
+    "LaunchArguments",
+    [
+        (item.name, item.type | None, flag(None, help=item.help, group="cluster"))
+        for item in flags_of(Resources).values()
+    ],
+    bases=(LaunchFlags,),
+    frozen=True,
+    kw_only=True,
+)
+
+
+def resources_of(arguments: Any) -> Resources:
     """What the site file and the flags ask for.
 
     Raises:
         InputError: values that do not go together.
     """
-    from cluster.document import spell, validated
-    from cluster.resources import Resources
     from cluster.sweep_file import read_site
 
-    _, site = read_site(arguments.site)
-    given = {name: getattr(arguments, name, None) for name in Resources.model_fields}
+    given = {name: getattr(arguments, name) for name in flags_of(Resources)}
     own = {name: value for name, value in given.items() if value is not None}
-    return validated(
-        Resources,
-        {**site.resources, **own},
-        lambda place, why: InputError(f"--{spell(place)}: {why}"),
-    )
+    return Resources(**{**read_site(arguments.site)[0], **own})
+
+
+def _defaults() -> dict[str, str]:
+    """What `--help` says."""
+    known = {name: item.default for name, item in flags_of(Resources).items()}
+    return {name: shown(value) for name, value in known.items() if value not in (None, ())}
 
 
 def read_command(words: Sequence[str], resources: Resources) -> Sweep:
@@ -98,7 +80,6 @@ def read_command(words: Sequence[str], resources: Resources) -> Sweep:
     Raises:
         InputError: no such script, or flags that it refuses.
     """
-    from cluster.resources import check_placement, placement
     from cluster.runs import Run, Sweep
     from cluster.tasks import TASKS, TaskFlags, absolute, as_json, task_of
     from img2img_recon.training.run_folder import config_hash
@@ -121,12 +102,12 @@ def read_command(words: Sequence[str], resources: Resources) -> Sweep:
     values = {**vars(config), **config.options}
     named = {
         name: as_json(absolute(values[name]))
-        for name, item in flags.flags.items()
+        for name, item in flags.every.items()
         if values.get(name) != item.default and values.get(name) is not None
     }
     complete = {**placement(resources), **named, **flags.own}
     resolved = task_of(word).resolve(task_of(word).config(complete))
-    check_placement(resolved.devices, resolved.num_nodes, resources)
+    check_placement(resolved, resources)
     own_id = config_hash({"id": flags.run_id(complete), "run": complete.get("run")})
     data_path = complete.get("data_path")
     return Sweep(
@@ -170,8 +151,12 @@ def main(words: Sequence[str] | None = None) -> None:
     """The command line."""
     given = list(sys.argv[1:] if words is None else words)
     cut = given.index("--") if "--" in given else len(given)
-    arguments = parse_config(LaunchArguments, given[:cut])
-    from cluster.submission import resource_groups
+    arguments = parse_config(
+        LaunchArguments,
+        given[:cut],
+        description=LaunchFlags.__doc__,
+        defaults=_defaults,
+    )
     from cluster.sweep_folder import SweepFolder
 
     command = given[cut + 1 :]
@@ -179,7 +164,7 @@ def main(words: Sequence[str] | None = None) -> None:
     folder = SweepFolder(arguments.folder or LAUNCHES / sweep.name)
     queue = make_queue(arguments.cluster)
     if arguments.dry_run:
-        print(queue.preview(sweep.name, resource_groups(sweep.runs), folder))
+        print(queue.preview(sweep.name, sweep.groups, folder))
         print("dry run: nothing was submitted")
         return
     print(launch(sweep, command[1:], queue, folder).strip())

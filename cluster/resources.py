@@ -3,110 +3,88 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BeforeValidator, Field, model_validator
-
-from cluster.document import StrictModel, Text, Whole, refused
+from img2img_recon.support.cli import flag
 from img2img_recon.support.errors import InputError
+from img2img_recon.support.types import NonNegativeInt, PositiveFloat, PositiveInt
 from img2img_recon.training.run_folder import config_hash
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    SlurmTime: TypeAlias = str
+else:
+    from jsonargparse.typing import restricted_string_type
+
+    SlurmTime = restricted_string_type(
+        "SlurmTime",
+        r"(\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2})\Z",
+        "minutes, or a time as SLURM writes it (24:00:00, 1-12:00:00)",
+    )
 
 T = TypeVar("T")
 
-# As SLURM takes times: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
-SLURM_TIME = re.compile(r"(?:(?P<days>\d+)-(?=\d))?(\d+)(?::(\d+))?(?::(\d+))?")
 
+@dataclass(frozen=True)
+class Resources:
+    """What one run asks of the cluster; runs that ask for the same are a resource group, one job array."""
 
-def minutes(value: Any) -> Any:
-    """A time as SLURM writes it, in whole minutes, rounded up; a number as it is."""
-    if not isinstance(value, str):
-        return value
-    found = SLURM_TIME.fullmatch(value)
-    if found is None:
-        raise ValueError(
-            f"given {value!r}, allowed: minutes, or a time as SLURM writes it (24:00:00)"
-        )
-    parts = [int(part) for part in found.groups()[1:] if part is not None]
-    if found["days"] is not None or len(parts) == 3:
-        hours, mins, seconds = (*parts, 0, 0)[:3]
-    else:
-        hours, (mins, seconds) = 0, (*parts, 0)[:2]
-    return 1440 * int(found["days"] or 0) + 60 * hours + mins + math.ceil(seconds / 60)
+    nodes: PositiveInt = flag(1, help="machines")
+    gpus_per_node: NonNegativeInt = flag(0, help="GPUs on each; 0 trains on the CPU")
+    tasks_per_node: PositiveInt | None = flag(None, help="processes on each; default: one per GPU")
+    cpus_per_task: PositiveInt = flag(1, help="cores per process, loader processes included")
+    mem_gb: PositiveFloat | None = flag(None, help="memory of each machine")
+    timeout_min: SlurmTime = flag(
+        "1440", help="after that long a run saves, gives way and queues again"
+    )
+    signal_delay_s: PositiveInt = flag(120, help="how long before that it is warned")
+    grace_s: NonNegativeInt = flag(
+        20,
+        help="how long a warned run may take to reach a step's end; shorter than signal_delay_s and the "
+        "partition's grace time",
+    )
+    max_timeouts: NonNegativeInt = flag(100, help="how often it may give way before it is given up")
+    array_parallelism: PositiveInt = flag(64, help="runs of an array at one time")
+    partition: str | None = flag(None, help="as sbatch takes it")
+    account: str | None = flag(None, help="as sbatch takes it")
+    qos: str | None = flag(None, help="as sbatch takes it")
+    constraint: str | None = flag(None, help="as sbatch takes it")
+    setup: tuple[str, ...] = flag((), help="shell commands before the training")
 
-
-def _commands(value: Any) -> Any:
-    """One shell command stands for a list of one."""
-    commands = [value] if isinstance(value, str) else value
-    if isinstance(commands, list) and all(isinstance(one, str) for one in commands):
-        return tuple(commands)
-    if isinstance(commands, tuple):
-        return commands
-    raise ValueError(f"given {value!r}, allowed: shell commands")
-
-
-Positive = Annotated[Whole, Field(ge=1)]
-NonNegative = Annotated[Whole, Field(ge=0)]
-Minutes = Annotated[Positive, BeforeValidator(minutes)]
-
-
-class Resources(StrictModel):
-    """What one run asks of the cluster; runs that ask for the same share a job array.
-
-    Attributes:
-        nodes: machines.
-        gpus_per_node: 0 trains on the CPU.
-        tasks_per_node: processes per machine; by default one per GPU, at least one.
-        cpus_per_task: cores per process, loader processes included.
-        mem_gb: memory per machine; None leaves it to the cluster.
-        timeout_min: after so many minutes a run saves, gives way and queues again; also as SLURM writes
-            times (24:00:00, 1-12:00:00).
-        signal_delay_s: the cluster warns that long before it ends a run.
-        grace_s: how long a warned run may go on to reach a step's end; what it has not saved then is
-            repeated. Shorter than signal_delay_s and the partition's grace time.
-        max_timeouts: times that a run may give way before it is given up.
-        array_parallelism: runs of an array at one time.
-        partition, account, qos, constraint: as sbatch takes them.
-        setup: shell commands before every run.
-    """
-
-    nodes: Positive = 1
-    gpus_per_node: NonNegative = 0
-    tasks_per_node: Positive | None = None
-    cpus_per_task: Positive = 1
-    mem_gb: Annotated[float, Field(gt=0)] | None = None
-    timeout_min: Minutes = 1440
-    signal_delay_s: Positive = 120
-    grace_s: NonNegative = 20
-    max_timeouts: NonNegative = 100
-    array_parallelism: Positive = 64
-    partition: Text | None = None
-    account: Text | None = None
-    qos: Text | None = None
-    constraint: Text | None = None
-    setup: Annotated[tuple[str, ...], BeforeValidator(_commands)] = ()
-
-    @model_validator(mode="after")
-    def _go_together(self) -> Resources:
-        if self.signal_delay_s >= 60 * self.timeout_min:
-            raise refused(
-                "signal_delay_s",
-                f"given {self.signal_delay_s}, allowed: less than timeout_min, which "
-                f"is {self.timeout_min}, or {60 * self.timeout_min} s",
+    def __post_init__(self) -> None:
+        if self.minutes < 1:
+            raise InputError(f"--timeout_min: given {self.timeout_min}, allowed: 1 or more")
+        if self.signal_delay_s >= 60 * self.minutes:
+            raise InputError(
+                f"--signal_delay_s: given {self.signal_delay_s}, allowed: less than timeout_min, "
+                f"which is {self.timeout_min}, or {60 * self.minutes} s"
             )
         if self.grace_s >= self.signal_delay_s:
-            raise refused(
-                "grace_s",
-                f"given {self.grace_s}, allowed: less than signal_delay_s, "
-                f"which is {self.signal_delay_s}",
+            raise InputError(
+                f"--grace_s: given {self.grace_s}, allowed: less than signal_delay_s, "
+                f"which is {self.signal_delay_s}"
             )
-        return self
 
     @property
     def processes_per_node(self) -> int:
         """Processes on each machine."""
         return self.tasks_per_node or max(self.gpus_per_node, 1)
+
+    @property
+    def minutes(self) -> int:
+        """The time limit, rounded up.
+
+        As SLURM takes it: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
+        """
+        days, dash, time = str(self.timeout_min).rpartition("-")
+        parts = [int(part) for part in time.split(":")]
+        if not dash and len(parts) < 3:
+            parts = [0, *parts]
+        hours, minutes, seconds = (*parts, 0, 0)[:3]
+        return 1440 * int(days or 0) + 60 * hours + minutes + math.ceil(seconds / 60)
 
 
 def placement(resources: Resources) -> dict[str, Any]:
@@ -121,31 +99,29 @@ def placement(resources: Resources) -> dict[str, Any]:
     return flags
 
 
-def check_placement(devices: str, nodes: int, resources: Resources) -> None:
+def check_placement(config: Any, resources: Resources) -> None:
     """See that a training's processes are those of its resources; the scheduler starts them.
-
-    Args:
-        devices: Lightning's, on each machine.
-        nodes: Lightning's machines.
-        resources: of the job.
 
     Raises:
         InputError: they are not.
     """
-    if nodes != resources.nodes:
-        raise InputError(f"--num_nodes: given {nodes}, but nodes of the job is {resources.nodes}")
-    count = len(devices.strip(",").split(",")) if "," in devices else devices
-    if str(count) != str(resources.processes_per_node):
+    if config.num_nodes != resources.nodes:
+        raise InputError(
+            f"--num_nodes: given {config.num_nodes}, but nodes of the job is {resources.nodes}"
+        )
+    devices = str(config.devices)
+    count = str(len(devices.strip(",").split(","))) if "," in devices else devices
+    if count != str(resources.processes_per_node):
         raise InputError(
             f"--devices: given {devices}, but the job starts {resources.processes_per_node} "
             "processes on each node (tasks_per_node, or one per GPU)"
         )
 
 
-def groups_of(items: Sequence[tuple[T, Resources]]) -> list[tuple[Resources, list[T]]]:
-    """Items with their resources, in groups that ask for the same: resource groups, one job array each."""
+def resource_groups(items: Iterable[tuple[T, Resources]]) -> list[tuple[Resources, list[T]]]:
+    """Items in groups that ask for the same."""
     groups: dict[str, tuple[Resources, list[T]]] = {}
     for item, resources in items:
-        key = config_hash(resources.model_dump())
+        key = config_hash(asdict(resources))
         groups.setdefault(key, (resources, []))[1].append(item)
     return list(groups.values())

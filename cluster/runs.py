@@ -3,47 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from annotated_types import Len
-from pydantic import BeforeValidator, Field
-
-from cluster.document import StrictModel, Text
-from cluster.resources import Resources
-
-Point = Annotated[list[float], Len(2, 2)]
-
-
-def _columns(value: Any) -> Any:
-    """One column's name stands for a list of one."""
-    columns = [value] if isinstance(value, str) else value
-    if not isinstance(columns, (list, tuple)) or not all(isinstance(c, str) for c in columns):
-        raise ValueError(f"given {value!r}, allowed: a column's name or a list of them")
-    return tuple(columns)
-
-
-class Plot(StrictModel):
-    """A figure of a sweep: a score against a column, one line per network.
-
-    Attributes:
-        x: column on the horizontal (logarithmic) axis: parameters, train_images, a flag or a tag.
-        y: score on the vertical axis.
-        lines: column, or columns, whose values are lines of their own.
-        fit: whether to fit and draw the saturating power law.
-        title: above the figure.
-        x_label: below it; the column's name by default.
-        published: [x, y] points of others by line, drawn beside ours.
-    """
-
-    x: Text
-    y: Text
-    lines: Annotated[tuple[str, ...], BeforeValidator(_columns)] = ("model",)
-    fit: bool = True
-    title: Text = ""
-    x_label: Text = ""
-    published: dict[str, list[Point]] = Field(default={})
+from cluster.models import Plot
+from cluster.resources import Resources, resource_groups
+from img2img_recon.support.values import shown
 
 
 @dataclass(frozen=True)
@@ -69,11 +35,7 @@ class Run:
     @property
     def label(self) -> str:
         """The varied flags in one line."""
-        return " ".join(f"{key}={_short(value)}" for key, value in self.varied.items())
-
-
-def _short(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        return " ".join(f"{key}={shown(value)}" for key, value in self.varied.items())
 
 
 @dataclass(frozen=True)
@@ -106,6 +68,11 @@ class Sweep:
         """Of the runs."""
         return [run.id for run in self.runs]
 
+    @property
+    def groups(self) -> list[tuple[Resources, list[str]]]:
+        """The ids of the runs in resource groups."""
+        return resource_groups((run.id, run.resources) for run in self.runs)
+
 
 def stored_sweep(sweep: Sweep, key: str, changes: Sequence[str] = ()) -> dict[str, Any]:
     """What sweep.json keeps of a sweep, so that looking at it needs no task package.
@@ -118,10 +85,8 @@ def stored_sweep(sweep: Sweep, key: str, changes: Sequence[str] = ()) -> dict[st
     return {
         "key": key,
         "set": list(changes),
-        "runs": [
-            vars(run) | {"resources": run.resources.model_dump(mode="json")} for run in sweep.runs
-        ],
-        "plots": [plot.model_dump(mode="json") for plot in sweep.plots],
+        "runs": [asdict(run) for run in sweep.runs],
+        "plots": [plot.model_dump() for plot in sweep.plots],
         "file": str(sweep.file),
     }
 
@@ -129,10 +94,12 @@ def stored_sweep(sweep: Sweep, key: str, changes: Sequence[str] = ()) -> dict[st
 def restored_sweep(stored: Mapping[str, Any], file: Path) -> Sweep:
     """The sweep of `stored_sweep`."""
     known: dict[str, Resources] = {}
-
-    def resources(given: Mapping[str, Any]) -> Resources:
-        return known.setdefault(repr(given), Resources(**given))
-
-    runs = tuple(Run(**{**row, "resources": resources(row["resources"])}) for row in stored["runs"])
+    runs = []
+    for row in stored["runs"]:
+        given = row["resources"]
+        resources = known.setdefault(
+            repr(given), Resources(**{**given, "setup": tuple(given["setup"])})
+        )
+        runs.append(Run(**{**row, "resources": resources}))
     plots = tuple(Plot(**row) for row in stored["plots"])
-    return Sweep(stored["name"], file, stored["task"], runs, plots)
+    return Sweep(stored["name"], file, stored["task"], tuple(runs), plots)

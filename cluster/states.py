@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from cluster.queues import JobState, make_queue
-from cluster.sweep_folder import RunRecord, Submission, SweepFolder
+from cluster.sweep_folder import Record, Submission, SweepFolder
 from cluster.table import progress_of
 
 State = Literal["missing", "pending", "running", "done", "failed"]
@@ -63,7 +63,7 @@ def _job_states(latest: dict[str, Submission]) -> dict[str, JobState]:
 
 
 def _state(
-    folder: SweepFolder, run_id: str, job: JobState | None, record: RunRecord | None
+    folder: SweepFolder, run_id: str, job: JobState | None, record: Record | None
 ) -> RunState:
     over = job is None or job.state == "gone"
     # Between the look for metrics.json and the question to the queue the run may have finished.
@@ -75,17 +75,16 @@ def _state(
         if job.state == "gone":
             return RunState("failed", f"it never started: {job.detail}")
         return RunState(job.state, job.detail)
-    content = record.read()
-    failures = sum(content.failures.values())
-    again = f"; failed {failures} x: {content.reason}" if failures else ""
-    if content.failed:
-        return RunState("failed", f"given up: {content.reason}", given_up=True)
-    last = content.attempts[-1] if content.attempts else {"end": None, "job_id": "?"}
+    failures = sum(record.failures.values())
+    again = f"; failed {failures} x: {record.reason}" if failures else ""
+    if record.failed:
+        return RunState("failed", f"given up: {record.reason}", given_up=True)
+    last = record.attempts[-1] if record.attempts else {"end": None, "job_id": "?"}
     if job is None or job.state == "gone":
         # A job that was cancelled before it began has no attempt of its own.
         own = job is None or job.job_id in (None, last["job_id"])
         if own and last["end"] == "failed":
-            return RunState("failed", content.reason)
+            return RunState("failed", record.reason)
         silent = "ended without a word: " if own and not last["end"] else ""
         return RunState("failed", silent + (job.detail if job else "not in any queue") + again)
     if job.state == "running" and last["end"] is None:

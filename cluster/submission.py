@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from cluster.job import TrainingJob
 from cluster.queues import Queue, QueuedJob, Told, make_queue
-from cluster.resources import Resources, groups_of
 from cluster.runs import Run, Sweep
 from cluster.states import RunState, run_states
 from cluster.sweep_folder import SweepFolder
@@ -45,7 +44,7 @@ def check_folders(folder: SweepFolder, sweep: Sweep) -> None:
     for run in sweep.runs:
         path = folder.run(run.id).path
         # A job that was handed in just before the submission was cut off has left a record.
-        own = run.id in known or folder.record(run.id).path.exists()
+        own = run.id in known or folder.record_file(run.id).exists()
         if not own and path.is_dir() and any(path.iterdir()):
             raise InputError(
                 f"--folder: {path} holds a run that this sweep has not submitted; "
@@ -82,7 +81,7 @@ def submit(
         InputError: data, folder, resources or queue that cannot be used.
     """
     check_data(sweep)
-    queue.check([resources for resources, _ in resource_groups(sweep.runs)])
+    queue.check([resources for resources, _ in sweep.groups])
     folder.check_owner(sweep.name, sweep.task)
     with folder.lock():
         check_folders(folder, sweep)
@@ -93,7 +92,7 @@ def submit(
             return []
         for run in due:
             if states[run.id].given_up:
-                with folder.record(run.id).change() as record:
+                with folder.change_record(run.id) as record:
                     record.failed, record.failures = False, {}
         jobs = {
             run.id: QueuedJob(
@@ -112,11 +111,6 @@ def submit(
         work = queue.hand_in(folder, sweep.name, jobs)
     work(told)
     return due
-
-
-def resource_groups(runs: Sequence[Run]) -> list[tuple[Resources, list[str]]]:
-    """The ids of the runs in groups that ask for the same."""
-    return groups_of([(run.id, run.resources) for run in runs])
 
 
 def _is_due(state: RunState, again: Again) -> bool:

@@ -42,17 +42,12 @@ class Command:
     """A command on a sweep."""
 
     sweep: Path = flag(help="the sweep file, or the name of one in cluster/sweeps", positional=True)
-    folder: Path | None = flag(
-        None, help="the sweep's folder; default: sweeps_out/NAME", basic=True
-    )
-    site: Path | None = flag(
-        None, help="the site file; default: cluster_site.yaml, if it is there", basic=True
-    )
+    folder: Path | None = flag(None, help="the sweep's folder; default: sweeps_out/NAME")
+    site: Path | None = flag(None, help="the site file; default: cluster_site.yaml, if it is there")
     set: tuple[str, ...] | None = flag(
         None,
         help="KEY=VALUE ...: flags that override those of the file's base; other commands than submit "
         "take those of the submission",
-        basic=True,
     )
 
     @property
@@ -123,16 +118,12 @@ class Submit(Command):
     """Submit the runs that were never submitted, one job array per resource group."""
 
     cluster: QueueWord = flag(
-        DEFAULT_QUEUE,
-        help="local: this machine, --parallel at a time; debug: this process",
-        basic=True,
+        DEFAULT_QUEUE, help="local: this machine, --parallel at a time; debug: this process"
     )
     parallel: PositiveInt | None = flag(
-        None, help="runs at a time; default: array_parallelism of the file (local: 1)", basic=True
+        None, help="runs at a time; default: array_parallelism of the file (local: 1)"
     )
-    dry_run: bool = flag(
-        False, help="print the runs and what the queue would do, submit nothing", basic=True
-    )
+    dry_run: bool = flag(False, help="print the runs and what the queue would do, submit nothing")
 
     def __call__(self) -> None:
         """Submit."""
@@ -143,7 +134,7 @@ class Submit(Command):
         from cluster.estimate import print_runs
         from cluster.runs import stored_sweep
         from cluster.states import counts_of, run_states
-        from cluster.submission import check_data, resource_groups, submit
+        from cluster.submission import check_data, submit
 
         sweep = self.read()
         folder = self.folder_of(sweep.name)
@@ -153,7 +144,7 @@ class Submit(Command):
             if not sweep.lacking:
                 check_data(sweep)
             folder.check_owner(sweep.name, sweep.task)
-            print(queue.preview(sweep.name, resource_groups(sweep.runs), folder))
+            print(queue.preview(sweep.name, sweep.groups, folder))
             print("dry run: nothing was submitted")
             return
 
@@ -174,9 +165,7 @@ class Submit(Command):
 class Resubmit(Submit):
     """Submit again what is missing or ended without a result."""
 
-    failed: bool = flag(
-        False, help="also the runs that failed three times in the same place", basic=True
-    )
+    failed: bool = flag(False, help="also the runs that failed three times in the same place")
 
     def __call__(self) -> None:
         """Submit, with the flags of the submission."""
@@ -189,10 +178,8 @@ class Resubmit(Submit):
 class Status(Command):
     """Show how many runs are in which state, and a line per run."""
 
-    watch: bool = flag(
-        False, help="show it again every --every seconds, until all is over", basic=True
-    )
-    every: PositiveInt = flag(10, help="seconds between two looks", basic=True)
+    watch: bool = flag(False, help="show it again every --every seconds, until all is over")
+    every: PositiveInt = flag(10, help="seconds between two looks")
 
     def __call__(self) -> None:
         """Show the states, once or until all is over."""
@@ -240,9 +227,7 @@ class Cancel(Command):
 class Collect(Command):
     """Write one row per finished run; report the others."""
 
-    out: Path | None = flag(
-        None, help="the CSV file; default: table.csv in the sweep's folder", basic=True
-    )
+    out: Path | None = flag(None, help="the CSV file; default: table.csv in the sweep's folder")
 
     def __call__(self) -> None:
         """Write the table."""
@@ -262,9 +247,9 @@ class Plot(Command):
     """Draw the sweep's figures, with fits, and write what they show as JSON."""
 
     out: Path | None = flag(
-        None, help="folder of the figures; default: figures in the sweep's folder", basic=True
+        None, help="folder of the figures; default: figures in the sweep's folder"
     )
-    replicates: PositiveInt = flag(1000, help="replicates of the bootstrap", basic=True)
+    replicates: PositiveInt = flag(1000, help="replicates of the bootstrap")
 
     def __call__(self) -> None:
         """Draw the figures."""

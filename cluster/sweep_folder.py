@@ -25,7 +25,7 @@ KEPT_ATTEMPTS = 20
 
 
 @dataclass
-class RecordContent:
+class Record:
     """What happened to a run.
 
     Attributes:
@@ -72,41 +72,6 @@ class RecordContent:
 
 
 @dataclass(frozen=True)
-class RunRecord:
-    """A run's record on disk.
-
-    Attributes:
-        path: the JSON file.
-    """
-
-    path: Path
-
-    def read(self) -> RecordContent:
-        """The content; an empty one if nothing has happened yet."""
-        try:
-            return RecordContent(**json.loads(self.path.read_text()))
-        except FileNotFoundError:
-            return RecordContent()
-        except (ValueError, TypeError):
-            raise InputError(f"{self.path}: not a record of a run (broken JSON)") from None
-
-    @contextmanager
-    def change(self, wait_s: float = 30) -> Iterator[RecordContent]:
-        """Read, let the block change, and write atomically, one process at a time.
-
-        Raises:
-            InputError: somebody else holds the record for longer than `wait_s`.
-        """
-        busy = f"{self.path}: another process holds its lock"
-        with locked(self.path.with_name(f".{self.path.stem}.lock"), wait_s, busy):
-            content = self.read()
-            before = json.dumps(asdict(content))
-            yield content
-            if json.dumps(asdict(content)) != before:
-                write_json(self.path, asdict(content))
-
-
-@dataclass(frozen=True)
 class Submission:
     """Runs that were handed to a queue together.
 
@@ -124,8 +89,9 @@ class Submission:
     jobs: dict[str, str]
     details: dict[str, Any]
 
-    def write(self) -> None:
-        """Write the file, atomically."""
+    def note(self, jobs: Mapping[str, str]) -> None:
+        """Write the file, with what jobs of it are called now."""
+        self.jobs.update(jobs)
         content = {"queue": self.queue, "time": self.time, "jobs": self.jobs}
         write_json(self.path, content | {"details": self.details})
 
@@ -150,9 +116,39 @@ class SweepFolder:
         """A run's folder."""
         return RunFolder(self.path / "runs" / run_id)
 
-    def record(self, run_id: str) -> RunRecord:
-        """A run's record."""
-        return RunRecord(self.path / "records" / f"{run_id}.json")
+    def record_file(self, run_id: str) -> Path:
+        """Where a run's record is, if anything has happened to the run."""
+        return self.path / "records" / f"{run_id}.json"
+
+    def record(self, run_id: str) -> Record:
+        """A run's record.
+
+        Raises:
+            InputError: broken.
+        """
+        path = self.record_file(run_id)
+        try:
+            return Record(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            return Record()
+        except (ValueError, TypeError):
+            raise InputError(f"{path}: not a record of a run (broken JSON)") from None
+
+    @contextmanager
+    def change_record(self, run_id: str, wait_s: float = 30) -> Iterator[Record]:
+        """Read a run's record, let the block change it, and write, one process at a time.
+
+        Raises:
+            InputError: another process holds it for longer than `wait_s`.
+        """
+        path = self.record_file(run_id)
+        busy = f"{path}: another process holds its lock"
+        with locked(path.with_name(f".{run_id}.lock"), wait_s, busy):
+            record = self.record(run_id)
+            before = asdict(record)
+            yield record
+            if asdict(record) != before:
+                write_json(path, asdict(record))
 
     def lock(self, wait_s: float = 600) -> Any:
         """Hold the folder while its runs are submitted, so that two who submit do not both take a run."""
@@ -228,6 +224,6 @@ class SweepFolder:
         """Note a submission; call it under the folder's lock."""
         folder = self.path / "submissions"
         path = folder / f"{len(list(folder.glob('*.json'))):05d}.json"
-        submission = Submission(path, queue, time.time(), dict(jobs), dict(details))
-        submission.write()
+        submission = Submission(path, queue, time.time(), {}, dict(details))
+        submission.note(jobs)
         return submission

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from cluster.resources import Resources
     from cluster.sweep_folder import Submission, SweepFolder
 
+    # By resources, the runs that ask for them.
+    Groups: TypeAlias = Sequence[tuple[Resources, list[str]]]
+
 # By the word for `--cluster`; the first is the default.
 QUEUES = {
     "slurm": "cluster.queues.slurm:SlurmQueue",
@@ -29,8 +32,8 @@ if TYPE_CHECKING:
 else:
     QueueWord = Literal[tuple(QUEUES)]
 
+# Takes the id of a run and what happens to it.
 Told = Callable[[str, str], None]
-"""Takes the id of a run and what happens to it."""
 
 
 class JobState(NamedTuple):
@@ -57,53 +60,37 @@ class QueuedJob(NamedTuple):
 class Queue(Protocol):
     """Takes the jobs of runs, knows what has become of them, takes them back.
 
+    Whatever cannot be done raises `InputError` with the reason.
+
     Attributes:
         word: for `--cluster`.
         requeues: whether a job of it can be put back.
     """
 
-    word: str
-    requeues: bool
+    @property
+    def word(self) -> str: ...  # noqa: D102
+
+    @property
+    def requeues(self) -> bool: ...  # noqa: D102
 
     def check(self, resources: Sequence[Resources]) -> None:
-        """See that jobs with these resources can be handed in from here.
+        """See that jobs with these resources can be handed in from here."""
 
-        Raises:
-            InputError: they cannot.
-        """
-
-    def preview(
-        self, name: str, groups: Sequence[tuple[Resources, list[str]]], folder: SweepFolder
-    ) -> str:
-        """What `hand_in` would do with the runs of each resource group; nothing is done."""
+    def preview(self, name: str, groups: Groups, folder: SweepFolder) -> str:
+        """What `hand_in` would do with these runs of the sweep `name`; nothing is done."""
 
     def hand_in(
         self, folder: SweepFolder, name: str, jobs: Mapping[str, QueuedJob]
     ) -> Callable[[Told], None]:
-        """Take the jobs and note the submission; called under the folder's lock.
-
-        Returns:
-            What is left to do when the lock is free, in this process.
-
-        Raises:
-            InputError: refused, with the reason.
-        """
+        """Take the jobs and note the submission, under the folder's lock; what is left to do after it."""
 
     def states(self, latest: Mapping[str, Submission]) -> dict[str, JobState]:
-        """By run, what is known of its job of this submission.
-
-        Raises:
-            InputError: the queue does not answer.
-        """
+        """By run, what is known of its job of this submission."""
 
     def cancel(self, latest: Mapping[str, Submission]) -> None:
-        """Take the jobs of these runs out of the queue, the running ones included.
+        """Take the jobs of these runs out of the queue, the running ones included."""
 
-        Raises:
-            InputError: it cannot be done from here.
-        """
-
-    # The rest is what a job asks that runs in it.
+    # The rest is asked from inside of a job.
 
     def rank(self) -> int:
         """The number of this process among those of its job."""
@@ -127,11 +114,6 @@ class Queue(Protocol):
 
 
 def make_queue(word: str, parallel: int | None = None) -> Queue:
-    """A queue of the table.
-
-    Args:
-        word: its name.
-        parallel: runs at a time, instead of what the resources say.
-    """
+    """The queue of this name, with so many runs at a time instead of what the resources say."""
     module, _, name = QUEUES[word].partition(":")
     return getattr(importlib.import_module(module), name)(word, parallel)

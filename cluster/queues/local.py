@@ -11,11 +11,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from cluster.queues import JobState, QueuedJob, Told
 from cluster.resources import Resources
@@ -23,9 +23,14 @@ from cluster.sweep_folder import Submission, SweepFolder
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import locked
 
+if TYPE_CHECKING:
+    from cluster.queues import Groups
+
 STOP_S = 30
-LOCK_WAIT_S = 30
+CLAIM_S = 30
 QUEUED, ENDED = "queued", "ended"
+# How an attempt may end after which the run is started again.
+RESTARTED = ("stopped", "stopped without saving", "failed")
 
 
 @dataclass(frozen=True)
@@ -34,61 +39,52 @@ class LocalQueue:
 
     Attributes:
         word: for `--cluster`.
-        parallel: runs at a time.
+        parallel: runs at a time, one by default.
     """
 
     word: str
     parallel: int | None = None
     requeues: ClassVar[bool] = True
 
-    @property
-    def at_a_time(self) -> int:
-        """Runs at a time."""
-        return self.parallel or 1
-
     def check(self, resources: Sequence[Resources]) -> None:
         """See that this machine alone has what the runs need at a time."""
+        at_a_time = self.parallel or 1
         for one in resources:
             if one.nodes > 1:
                 raise InputError(f"--cluster {self.word}: runs on 1 node, given nodes {one.nodes}")
             if one.setup and shutil.which("sh") is None:
                 raise InputError(f"--cluster {self.word}: setup needs a shell, there is no sh here")
-            wanted = one.gpus_per_node * self.at_a_time
+            wanted = one.gpus_per_node * at_a_time
             if wanted and wanted > (there := len(visible_gpus())):
                 raise InputError(
                     f"--cluster {self.word}: needs {wanted} GPUs (gpus_per_node "
-                    f"{one.gpus_per_node}, {self.at_a_time} at a time), there are {there}"
+                    f"{one.gpus_per_node}, {at_a_time} at a time), there are {there}"
                 )
 
-    def preview(
-        self, name: str, groups: Sequence[tuple[Resources, list[str]]], folder: SweepFolder
-    ) -> str:
+    def preview(self, name: str, groups: Groups, folder: SweepFolder) -> str:
         """What would run here, how many at a time, with which command."""
-        lines = [f"on this machine, {self.at_a_time} at a time, logs in {folder.logs}:"]
+        lines = [f"on this machine, {self.parallel or 1} at a time:"]
         for one, runs in groups:
-            gpus = f"{one.gpus_per_node} GPUs each, " if one.gpus_per_node else ""
-            lines.append(f"  {len(runs)} runs, {gpus}at most {one.timeout_min} min at a stretch:")
-            lines.append(
-                f"    {' && '.join([*one.setup, shlex.join(_program(folder.logs / 'RUN.job'))])}"
-            )
+            gpus = f"{one.gpus_per_node} GPU each, " if one.gpus_per_node else ""
+            lines.append(f"  {len(runs)} runs, {gpus}{one.minutes} min at a stretch:")
+            lines.append("    " + _command(one, folder.logs / "RUN.job")[-1])
         return "\n".join(lines)
 
     def hand_in(
         self, folder: SweepFolder, name: str, jobs: Mapping[str, QueuedJob]
     ) -> Callable[[Told], None]:
         """Note that this process is about to train these runs."""
-        held = ExitStack()
         details = {"host": socket.gethostname(), "pid": os.getpid()}
         submission = folder.add_submission(self.word, dict.fromkeys(jobs, QUEUED), details)
-        held.enter_context(claimed(submission))
+        claim = claimed(submission)
+        claim.__enter__()
 
         def work(told: Told) -> None:
-            with held:
-                try:
-                    self._work(folder, submission, jobs, told)
-                finally:
-                    submission.jobs.update(dict.fromkeys(jobs, ENDED))
-                    submission.write()
+            try:
+                self._work(folder, submission, jobs, told)
+            finally:
+                submission.note(dict.fromkeys(jobs, ENDED))
+                claim.__exit__(None, None, None)
 
         return work
 
@@ -99,53 +95,33 @@ class LocalQueue:
         jobs: Mapping[str, QueuedJob],
         told: Told,
     ) -> None:
-        uses_gpus = any(queued.resources.gpus_per_node for queued in jobs.values())
-        gpus = visible_gpus() if uses_gpus else ()
-        waiting = list(jobs)
+        gpus = visible_gpus() if any(one.resources.gpus_per_node for one in jobs.values()) else ()
+        waiting, working = list(jobs), dict[int, _Process]()
         tries = dict.fromkeys(jobs, 0)
-        working: list[_Process] = []
-
-        def note(run_id: str, state: str) -> None:
-            submission.jobs[run_id] = state
-            submission.write()
-
         with _interrupted_by_sigterm():
             try:
                 while waiting or working:
-                    free = sorted(set(range(self.at_a_time)) - {one.slot for one in working})
-                    for slot in free[: len(waiting)]:
-                        run_id = waiting.pop(0)
-                        one = _Process(run_id, slot, jobs[run_id], folder.logs, gpus)
-                        working.append(one)
-                        tries[run_id] += 1
-                        note(run_id, str(one.process.pid))
-                        told(run_id, f"started, process {one.process.pid}")
+                    for slot in set(range(self.parallel or 1)) - set(working):
+                        if waiting:
+                            run_id = waiting.pop(0)
+                            working[slot] = _Process(run_id, jobs[run_id], folder.logs, gpus, slot)
+                            tries[run_id] += 1
+                            pid = working[slot].popen.pid
+                            submission.note({run_id: str(pid)})
+                            told(run_id, f"started, process {pid}")
                     time.sleep(0.1)
-                    for one in [one for one in working if one.is_over()]:
-                        working.remove(one)
-                        again = self._what_next(folder, one, tries[one.run_id])
-                        note(one.run_id, QUEUED if again else ENDED)
-                        if again:
-                            waiting.append(one.run_id)
-                        told(one.run_id, again or _outcome(folder, one.run_id))
+                    for slot in [slot for slot, one in working.items() if one.is_over()]:
+                        run_id = working.pop(slot).run_id
+                        left = jobs[run_id].resources.max_timeouts - tries[run_id]
+                        again, what = _what_next(folder, run_id, left)
+                        submission.note({run_id: QUEUED if again else ENDED})
+                        waiting += [run_id] * again
+                        told(run_id, what)
             finally:
-                _stop(working)
-
-    def _what_next(self, folder: SweepFolder, one: _Process, tries: int) -> str:
-        """Why a run whose process has ended is to be started again; empty if it is not."""
-        record = folder.record(one.run_id).read()
-        last = record.attempts[-1]["end"] if record.attempts else None
-        if (
-            folder.run(one.run_id).metrics_file.exists()
-            or record.failed
-            or last not in ("stopped", "stopped without saving", "failed")
-            or tries > one.queued.resources.max_timeouts
-        ):
-            return ""
-        return f"{last}, queued again"
+                _stop(working.values())
 
     def states(self, latest: Mapping[str, Submission]) -> dict[str, JobState]:
-        """By run, what is known of its process; a submission whose process has ended holds no lock."""
+        """By run, what is known of its process."""
         alive = {one.path: _is_claimed(one) for one in latest.values()}
         states = {}
         for run_id, one in latest.items():
@@ -155,9 +131,10 @@ class LocalQueue:
                 states[run_id] = JobState("gone", f"its process{there} ended")
             elif not alive[one.path]:
                 states[run_id] = JobState("gone", f"the process{there} that started it is gone")
+            elif job == QUEUED:
+                states[run_id] = JobState("pending", f"queued{there}")
             else:
-                state: Literal["pending", "running"] = "pending" if job == QUEUED else "running"
-                states[run_id] = JobState(state, f"process {job}{there}")
+                states[run_id] = JobState("running", f"process {job}{there}")
         return states
 
     def cancel(self, latest: Mapping[str, Submission]) -> None:
@@ -180,15 +157,15 @@ class LocalQueue:
         return f"pid{os.getpid()}"
 
     def attempt(self) -> str:
-        """A new attempt is a new process."""
-        return f"pid{os.getpid()}"
+        """The process too: another attempt is another one."""
+        return self.job_id()
 
     def give_way(self, warned: bool, former: Any) -> NoReturn:
-        """End; whoever started this process reads in the run's record that it was stopped."""
+        """End; who started this process reads in the run's record that it was stopped."""
         raise SystemExit(128 + signal.SIGTERM)
 
     def requeue(self) -> NoReturn:
-        """End; whoever started this process reads in the run's record that it failed."""
+        """End; who started this process reads in the run's record that it failed."""
         raise SystemExit(1)
 
 
@@ -198,14 +175,7 @@ class InProcessQueue(LocalQueue):
 
     requeues: ClassVar[bool] = False
 
-    @property
-    def at_a_time(self) -> int:
-        """One."""
-        return 1
-
-    def preview(
-        self, name: str, groups: Sequence[tuple[Resources, list[str]]], folder: SweepFolder
-    ) -> str:
+    def preview(self, name: str, groups: Groups, folder: SweepFolder) -> str:
         """How many runs."""
         count = sum(len(runs) for _, runs in groups)
         return f"{count} runs in this process, one after the other, up to the first error"
@@ -218,18 +188,23 @@ class InProcessQueue(LocalQueue):
         told: Told,
     ) -> None:
         for run_id, queued in jobs.items():
-            submission.jobs[run_id] = str(os.getpid())
-            submission.write()
+            submission.note({run_id: str(os.getpid())})
             told(run_id, "started")
             queued.job()
-            submission.jobs[run_id] = ENDED
+            submission.note({run_id: ENDED})
             told(run_id, "done")
 
 
-def claimed(submission: Submission, wait_s: float = LOCK_WAIT_S) -> Any:
-    """The lock of whoever works on a submission; it goes with the process."""
+@contextmanager
+def claimed(submission: Submission, wait_s: float = CLAIM_S) -> Iterator[None]:
+    """The lock of who works on a submission; it goes with the process.
+
+    Raises:
+        InputError: another process holds it.
+    """
     path = submission.path.with_name(f".{submission.path.stem}.lock")
-    return locked(path, wait_s, f"{path}: another process holds it")
+    with locked(path, wait_s, f"{path}: another process holds it"):
+        yield
 
 
 def _is_claimed(submission: Submission) -> bool:
@@ -250,48 +225,33 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(map(str, range(torch.cuda.device_count())))
 
 
-def _program(file: Path) -> list[str]:
-    """The words of the job's program."""
-    return [sys.executable, "-u", "-m", "cluster.entry", str(file)]
+def _command(resources: Resources, file: Path) -> list[str]:
+    """The words of a job's program, behind the set-up commands if there are any."""
+    words = [sys.executable, "-u", "-m", "cluster.entry", str(file)]
+    if not resources.setup:
+        return words
+    return ["sh", "-c", " && ".join([*resources.setup, f"exec {shlex.join(words)}"])]
 
 
-@dataclass
 class _Process:
-    """A job's process, from its start.
+    """A job's process, from its start; with GPUs of its own, by its slot among those at a time."""
 
-    Attributes:
-        run_id: of the run.
-        slot: which of those at a time; it chooses the GPUs.
-        queued: the job.
-        logs: folder of the job's file and of what it says.
-        gpus: of the machine.
-    """
-
-    run_id: str
-    slot: int
-    queued: QueuedJob
-    logs: Path
-    gpus: tuple[str, ...]
-    process: subprocess.Popen[bytes] = field(init=False)
-    warned: bool = False
-
-    def __post_init__(self) -> None:
-        resources = self.queued.resources
-        self.logs.mkdir(parents=True, exist_ok=True)
-        file = self.logs / f"{self.run_id}.job"
-        file.write_bytes(pickle.dumps(self.queued.job))
-        words = _program(file)
-        if resources.setup:
-            words = ["sh", "-c", " && ".join([*resources.setup, f"exec {shlex.join(words)}"])]
+    def __init__(
+        self, run_id: str, queued: QueuedJob, logs: Path, gpus: Sequence[str], slot: int
+    ) -> None:
+        self.run_id = run_id
+        self.resources = queued.resources
+        self.warned = False
+        self.ends = time.monotonic() + 60 * self.resources.minutes
+        logs.mkdir(parents=True, exist_ok=True)
+        file = logs / f"{run_id}.job"
+        file.write_bytes(pickle.dumps(queued.job))
         environment = dict(os.environ)
-        if resources.gpus_per_node:
-            first = self.slot * resources.gpus_per_node
-            own = self.gpus[first : first + resources.gpus_per_node]
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
-        self.ends = time.monotonic() + 60 * resources.timeout_min
-        with (self.logs / f"{self.run_id}.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                words,
+        if count := self.resources.gpus_per_node:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[slot * count : (slot + 1) * count])
+        with (logs / f"{run_id}.log").open("ab") as log:
+            self.popen = subprocess.Popen(
+                _command(self.resources, file),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -301,39 +261,44 @@ class _Process:
             )
 
     def is_over(self) -> bool:
-        """Whether it has ended; it is warned, and ended, when its time is up."""
+        """Whether it has ended; it is warned, and later ended, when its time is up."""
         left = self.ends - time.monotonic()
-        if left < self.queued.resources.signal_delay_s and not self.warned:
+        if left < self.resources.signal_delay_s and not self.warned:
             self.warned = True
-            self.process.send_signal(getattr(signal, "SIGUSR2", signal.SIGTERM))
+            self.popen.send_signal(getattr(signal, "SIGUSR2", signal.SIGTERM))
         if left < 0:
             self.kill()
-        return self.process.poll() is not None
+        return self.popen.poll() is not None
 
     def kill(self) -> None:
         """End it and the processes that it has started."""
         if hasattr(os, "killpg"):
             with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+                os.killpg(self.popen.pid, signal.SIGKILL)
         else:
-            self.process.kill()
+            self.popen.kill()
 
 
-def _stop(working: Sequence[_Process]) -> None:
+def _stop(working: Iterable[_Process]) -> None:
     """Ask processes to save and end, and end those that do not in time."""
     for one in working:
-        one.process.terminate()
+        one.popen.terminate()
     for one in working:
         try:
-            one.process.wait(timeout=STOP_S)
+            one.popen.wait(timeout=STOP_S)
         except subprocess.TimeoutExpired:
             one.kill()
 
 
-def _outcome(folder: SweepFolder, run_id: str) -> str:
+def _what_next(folder: SweepFolder, run_id: str, left: int) -> tuple[bool, str]:
+    """Whether a run whose process has ended is started again, and what happened, in words."""
     if folder.run(run_id).metrics_file.exists():
-        return "done"
-    return f"failed: {folder.record(run_id).read().reason or 'killed'}"
+        return False, "done"
+    record = folder.record(run_id)
+    last = record.attempts[-1]["end"] if record.attempts else None
+    if last in RESTARTED and not record.failed and left >= 0:
+        return True, f"{last}, queued again"
+    return False, f"failed: {record.reason or 'killed'}"
 
 
 @contextmanager

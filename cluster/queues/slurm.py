@@ -13,27 +13,24 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from cluster.queues import JobState, QueuedJob, Told
-from cluster.resources import Resources, groups_of
+from cluster.resources import Resources, resource_groups
 from cluster.sweep_folder import Submission, SweepFolder
 from img2img_recon.support.errors import InputError
 
+if TYPE_CHECKING:
+    from cluster.queues import Groups
+
 # SLURM's states of a job that will not go on by itself.
-ENDED = (
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "REVOKED",
-    "TIMEOUT",
-)
+ENDED = {
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
+    *("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
+}
 ANSWER_S = 60
+# What SLURM may refuse.
+ASKED = ("nodes", "gpus_per_node", "processes_per_node", "cpus_per_task", "mem_gb", "partition")
 
 
 def _ask(*words: str) -> str:
@@ -69,38 +66,6 @@ def check_slurm() -> None:
         raise InputError(f"--cluster slurm: its controller does not answer ({said})")
 
 
-def _parameters(name: str, resources: Resources) -> dict[str, Any]:
-    """The resources by submitit's names."""
-    parameters: dict[str, Any] = {
-        "job_name": name,
-        "nodes": resources.nodes,
-        "ntasks_per_node": resources.processes_per_node,
-        "cpus_per_task": resources.cpus_per_task,
-        "time": resources.timeout_min,
-        "signal_delay_s": resources.signal_delay_s,
-        "stderr_to_stdout": True,
-        # One process that fails must not leave the others waiting until the time is up.
-        # Since SLURM 22.05 srun does not take the cores per process from sbatch. Processes other than
-        # the first end when training does, and must not end the first while it scores.
-        "srun_args": [
-            "--kill-on-bad-exit=1",
-            f"--cpus-per-task={resources.cpus_per_task}",
-            "--wait=0",
-        ],
-        "additional_parameters": {"requeue": True},
-    }
-    if resources.gpus_per_node:
-        parameters["gpus_per_node"] = resources.gpus_per_node
-    if resources.mem_gb is not None:
-        parameters["mem"] = f"{round(resources.mem_gb * 1024)}M"
-    for key in ("partition", "account", "qos", "constraint"):
-        if getattr(resources, key) is not None:
-            parameters[key] = getattr(resources, key)
-    if resources.setup:
-        parameters["setup"] = list(resources.setup)
-    return parameters
-
-
 def job_command(logs: Path) -> str:
     """The shell command of every process of a job; submitit puts srun in front of it."""
     return f"{shlex.quote(sys.executable)} -u -m cluster.entry {shlex.quote(str(logs))}"
@@ -124,12 +89,37 @@ class SlurmQueue:
         check_slurm()
 
     def _parameters(self, name: str, resources: Resources) -> dict[str, Any]:
-        limit = self.parallel or resources.array_parallelism
-        return _parameters(name, resources) | {"array_parallelism": limit}
+        """The resources by submitit's names."""
+        given = {
+            "gpus_per_node": resources.gpus_per_node or None,
+            "mem": f"{round(resources.mem_gb * 1024)}M" if resources.mem_gb else None,
+            "partition": resources.partition,
+            "account": resources.account,
+            "qos": resources.qos,
+            "constraint": resources.constraint,
+            "setup": list(resources.setup) or None,
+        }
+        return {key: value for key, value in given.items() if value is not None} | {
+            "job_name": name,
+            "nodes": resources.nodes,
+            "ntasks_per_node": resources.processes_per_node,
+            "cpus_per_task": resources.cpus_per_task,
+            "time": resources.minutes,
+            "signal_delay_s": resources.signal_delay_s,
+            "array_parallelism": self.parallel or resources.array_parallelism,
+            "stderr_to_stdout": True,
+            # One process that fails must not leave the others waiting until the time is up. Since
+            # SLURM 22.05 srun does not take the cores per process from sbatch. Processes other than the
+            # first end when training does, and must not end the first while it scores.
+            "srun_args": [
+                "--kill-on-bad-exit=1",
+                f"--cpus-per-task={resources.cpus_per_task}",
+                "--wait=0",
+            ],
+            "additional_parameters": {"requeue": True},
+        }
 
-    def preview(
-        self, name: str, groups: Sequence[tuple[Resources, list[str]]], folder: SweepFolder
-    ) -> str:
+    def preview(self, name: str, groups: Groups, folder: SweepFolder) -> str:
         """The batch script of each array."""
         from submitit.slurm.slurm import _make_sbatch_string
 
@@ -150,7 +140,7 @@ class SlurmQueue:
         """One job array per resource group, or several where SLURM limits an array's size."""
         largest = _largest_array()
         handed = 0
-        for resources, ids in groups_of([(i, queued.resources) for i, queued in jobs.items()]):
+        for resources, ids in resource_groups((i, one.resources) for i, one in jobs.items()):
             for start in range(0, len(ids), largest):
                 part = {run_id: jobs[run_id] for run_id in ids[start : start + largest]}
                 try:
@@ -187,12 +177,7 @@ class SlurmQueue:
             folder.add_submission(self.word, ids, {"logs": str(logs)})
         except submitit.core.utils.FailedJobError as error:
             said = str(error).strip().split("\n")[-1]
-            asked = (
-                f"nodes {resources.nodes}, gpus_per_node {resources.gpus_per_node}, "
-                f"tasks_per_node {resources.processes_per_node}, "
-                f"cpus_per_task {resources.cpus_per_task}, mem_gb {resources.mem_gb}, "
-                f"partition {resources.partition}"
-            )
+            asked = ", ".join(f"{key} {getattr(resources, key)}" for key in ASKED)
             raise InputError(f"resources: SLURM refuses the job ({asked}): {said}") from None
         except BaseException:
             _take_back(mark)

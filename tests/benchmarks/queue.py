@@ -94,7 +94,7 @@ def _wait(condition: Callable[[], bool], what: str) -> None:
 
 
 def _attempts(folder: SweepFolder, run_id: str) -> list[dict[str, Any]]:
-    return folder.record(run_id).read().attempts
+    return folder.record(run_id).attempts
 
 
 def _queued(folder: Path, environment: Mapping[str, str], preempt: bool) -> dict[str, float]:

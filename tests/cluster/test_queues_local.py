@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -27,7 +28,7 @@ def test_local_sweep_with_a_failing_and_a_killed_run(tmp_path):
     states = run_states(folder, sweep.ids)
     assert "always fails at step 2" in states[sweep.runs[1].id].detail
     assert states[sweep.runs[1].id].given_up
-    assert folder.record(sweep.runs[1].id).read().starts == 3
+    assert folder.record(sweep.runs[1].id).starts == 3
     assert not states[sweep.runs[2].id].given_up
 
     assert hand_in(sweep, folder, "local") == [], "submit takes new runs only"
@@ -123,17 +124,32 @@ def test_debug_trains_in_this_process_and_lets_the_exception_through(tmp_path):
         hand_in(sweep, folder, "debug")
     assert states_of(sweep, folder) == ["done", "failed"]
     assert not STOP_REQUEST.expected
-    assert folder.record(sweep.runs[1].id).read().failures
+    assert folder.record(sweep.runs[1].id).failures
 
 
 def test_more_gpus_than_there_are(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     sweep, folder = make(tmp_path, [0])
     runs = tuple(
-        replace(run, resources=run.resources.model_copy(update={"gpus_per_node": 1}))
-        for run in sweep.runs
+        replace(run, resources=replace(run.resources, gpus_per_node=1)) for run in sweep.runs
     )
     with pytest.raises(
         InputError, match=r"needs 3 GPUs \(gpus_per_node 1, 3 at a time\), there are 2"
     ):
         hand_in(replace(sweep, runs=runs), folder, "local", parallel=3)
+
+
+@pytest.mark.slow
+def test_a_run_whose_time_is_up_saves_and_goes_on(tmp_path):
+    """Warned three seconds after its start, since the warning comes 57 seconds before a minute is over."""
+    sweep, folder = make(tmp_path, [0], steps=120)
+    resources = replace(sweep.runs[0].resources, timeout_min="1", signal_delay_s=57)
+    sweep = replace(sweep, runs=(replace(sweep.runs[0], resources=resources),))
+    heard: list[str] = []
+    hand_in(sweep, folder, "local", told=lambda run_id, what: heard.append(what))
+    assert states_of(sweep, folder) == ["done"]
+    assert "stopped, queued again" in heard
+    ends = [attempt["end"] for attempt in folder.record(sweep.ids[0]).attempts]
+    assert ends == ["stopped"] * (len(ends) - 1) + ["done"]
+    state = json.loads((folder.run(sweep.ids[0]).path / "state.json").read_text())
+    assert state["step"] == 120

@@ -13,9 +13,9 @@ from img2img_recon.support.errors import InputError
 
 def test_batch_header_says_what_the_resources_say(tmp_path):
     resources = Resources(
-        nodes=2, gpus_per_node=4, cpus_per_task=6, mem_gb=48, timeout_min=90, signal_delay_s=70,
+        nodes=2, gpus_per_node=4, cpus_per_task=6, mem_gb=48, timeout_min="90", signal_delay_s=70,
         array_parallelism=3, partition="gpu", account="lab", qos="high", constraint="a100",
-        setup=["module load cuda"],
+        setup=("module load cuda",),
     )  # fmt: skip
     groups = [(resources, list(map(str, range(10))))]
     lines = make_queue("slurm").preview("name", groups, SweepFolder(tmp_path)).splitlines()

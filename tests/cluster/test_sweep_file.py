@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from cluster.estimate import estimates
 from cluster.resources import Resources
 from cluster.runs import restored_sweep, stored_sweep
-from cluster.submission import resource_groups
 from cluster.sweep_file import read_sweep
 from img2img_recon.support.errors import InputError
 
@@ -216,7 +215,7 @@ def test_rows_bring_resources_and_tags_and_group_into_arrays(tmp_path):
     ]
     content = mri(axes={"list": rows, "grid": {"seed": [0, 1]}}, resources={"timeout_min": 9})
     sweep = read_sweep(write(tmp_path, content))
-    groups = resource_groups(sweep.runs)
+    groups = sweep.groups
     assert [len(ids) for _, ids in groups] == [2, 2]
     assert groups[1][0].processes_per_node == 2
     runs = {run.id: run for run in sweep.runs}
@@ -225,7 +224,7 @@ def test_rows_bring_resources_and_tags_and_group_into_arrays(tmp_path):
     assert large.config["accelerator"] == "gpu"
     assert "accelerator" not in small.config
     assert small.tags == {"kind": "small"}
-    assert {run.resources.timeout_min for run in sweep.runs} == {9}
+    assert {run.resources.minutes for run in sweep.runs} == {9}
 
 
 def test_site_file_and_changes(tmp_path):
@@ -243,7 +242,7 @@ def test_site_file_and_changes(tmp_path):
     assert read_sweep(path).lacking == ("data_path",)
     sweep = read_sweep(path, site, ["seed=7", "accel=[4, 8]"])
     (run,) = sweep.runs
-    assert run.resources == Resources(partition="gpu", timeout_min=9)
+    assert run.resources == Resources(partition="gpu", timeout_min="9")
     assert run.config["data_path"] == str(tmp_path / "data")
     assert (run.config["seed"], run.config["accel"]) == (7, [4, 8])
     assert not sweep.lacking
@@ -277,9 +276,9 @@ BASE = "base:\n  challenge: singlecoil\n"
         (HEAD + BASE + "  seed: 1\n  seed: 2\n", r"one.yaml:6: base.seed: given twice$"),
         (HEAD + "base: 3\n", r"one.yaml:3: base: given 3, allowed: a mapping"),
         (HEAD + "base: {}\n", r"one.yaml:3: .*challenge: missing"),
-        (HEAD + BASE + "axes:\n  grid:\n    seed: []\n", r"one.yaml:7: axes.grid.seed: empty axis"),
+        (HEAD + BASE + "axes:\n  grid:\n    seed: []\n", r"one.yaml:7: axes.grid.seed: given nothing, allowed"),
         (HEAD + BASE + "axes:\n  grid:\n    seed: 1\n", r"one.yaml:7: axes.grid.seed: given 1, allowed: a list"),
-        (HEAD + BASE + "axes:\n  list: []\n", r"one.yaml:6: axes.list: empty axis"),
+        (HEAD + BASE + "axes:\n  list: []\n", r"one.yaml:6: axes.list: given nothing, allowed: at least"),
         (HEAD + BASE + "axes:\n  line: []\n", r"one.yaml:6: axes.line: unknown key"),
         (
             HEAD + BASE + "axes:\n  zip:\n    seed: [1, 2]\n    lr: [0.1]\n",
@@ -297,8 +296,8 @@ BASE = "base:\n  challenge: singlecoil\n"
             HEAD + BASE + "axes:\n  list:\n  - seed: 1\n  - sed: 2\n",
             r"one.yaml:8: axes.list\[1\].sed: unknown key \(did you mean seed\?\)",
         ),
-        (HEAD + BASE + "resources:\n  nodes: 0\n", r"one.yaml:6: resources.nodes: given 0, allowed: 1 or more$"),
-        (HEAD + BASE + "resources:\n  nodes: two\n", r"one.yaml:6: resources.nodes: given 'two', allowed: a whole"),
+        (HEAD + BASE + "resources:\n  nodes: 0\n", r"one.yaml:6: resources.nodes: given 0; allowed: .* above 0$"),
+        (HEAD + BASE + "resources:\n  nodes: two\n", r"one.yaml:6: resources.nodes: given two; allowed: a whole"),
         (HEAD + BASE + "resources:\n  gpus: 1\n", r"one.yaml:6: resources.gpus: unknown key.*gpus_per_node"),
         (
             HEAD + BASE + "resources:\n  grace_s: 200\n",
@@ -314,8 +313,8 @@ BASE = "base:\n  challenge: singlecoil\n"
         ),
         (HEAD + BASE + "plots:\n- {x: seed}\n", r"one.yaml:6: plots\[0\].y: missing"),
         (
-            HEAD + BASE + "plots:\n- {x: seed, y: psnr, lines: 3}\n",
-            r"one.yaml:6: plots\[0\].lines: given 3, allowed: a column's name or a list of them",
+            HEAD + BASE + "plots:\n- {x: seed, y: psnr, lines: true}\n",
+            r"one.yaml:6: plots\[0\].lines: given yes, allowed: a column's name or a list of them",
         ),
         (HEAD + BASE + "  seed: {\n", r"one.yaml:\d+: not valid YAML"),
         ("- 1\n", r"one.yaml:1: expected the keys of a sweep"),

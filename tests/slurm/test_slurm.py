@@ -156,7 +156,7 @@ def test_array_two_at_a_time_with_a_run_that_raises_and_one_that_is_killed(slurm
     assert [states[seed].state for seed in range(6)] == ["done"] * 4 + ["failed"] * 2
     assert states[4].given_up
     assert "this run always fails at step 2" in states[4].detail
-    record = case.folder.record(case.ids[4]).read()
+    record = case.folder.record(case.ids[4])
     assert record.starts == 3
     assert "stand_in_training.py" in (record.traceback or "")
     assert "SIGKILL" in states[5].detail
@@ -211,7 +211,7 @@ def test_preemption_saves_within_the_grace_time_and_goes_on(slurm, tmp_path):
     victim = 0 if "saved" in case.said(0) else 1
     assert case.said(victim) == ["start", "saved", "start", "done"]
     assert case.said(1 - victim) == ["start", "done"]
-    ends = [attempt["end"] for attempt in case.folder.record(case.ids[victim]).read().attempts]
+    ends = [attempt["end"] for attempt in case.folder.record(case.ids[victim]).attempts]
     assert ends == ["stopped", "done"]
 
 
@@ -310,7 +310,7 @@ def test_a_run_that_times_out_twice_ends_with_the_weights_of_an_unbroken_one(
     )
     assert unbroken.returncode == 0, unbroken.stderr
     case.wait(case.over, "the end after two time-outs", 280)
-    record = case.folder.record(case.ids[0]).read()
+    record = case.folder.record(case.ids[0])
     *stops, end = [attempt["end"] for attempt in record.attempts]
     # more than two where the machine is so slow that the third attempt takes too long as well
     assert stops.count("stopped") >= 2
