@@ -17,7 +17,8 @@ from typing import IO
 
 import numpy as np
 
-from denoise_tasks.picture_formats import FORMATS, Metadata, PictureFile, encode, open_file
+from denoise_tasks.picture_formats import FORMATS, encode, open_file
+from denoise_tasks.picture_metadata import Metadata, PictureFile
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import atomic_path
 
