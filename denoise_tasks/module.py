@@ -136,7 +136,7 @@ class DenoisingModule(pl.LightningModule):
         }
 
 
-def _loader(dataset: Dataset, batches: ShuffledBatches | WholeGroups, workers: int) -> DataLoader:
+def make_loader(dataset: Dataset, batches: ShuffledBatches | WholeGroups, workers: int) -> DataLoader:
     return ArrayLoader(
         dataset,
         sampler=batches,
@@ -162,21 +162,21 @@ class DenoisingData(pl.LightningDataModule):
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
-    def _batches(self, rank: int, world_size: int, skip: int = 0) -> ShuffledBatches:
+    def batches(self, rank: int, world_size: int, skip: int = 0) -> ShuffledBatches:
         everything = [range(len(self.train))]
         return ShuffledBatches(everything, self.batch_size, self.seed, rank, world_size, skip)
 
     def batches_per_epoch(self) -> int:
         """Training batches that each process sees in an epoch."""
         assert self.trainer is not None
-        return len(self._batches(0, self.trainer.world_size))
+        return len(self.batches(0, self.trainer.world_size))
 
     def train_dataloader(self) -> DataLoader:
         """Batches from where the run was interrupted, or from the epoch's start."""
         trainer = self.trainer
         assert trainer is not None
-        batches = self._batches(trainer.global_rank, trainer.world_size, batches_seen(trainer))
-        return _loader(self.train, batches, self.num_workers)
+        batches = self.batches(trainer.global_rank, trainer.world_size, batches_seen(trainer))
+        return make_loader(self.train, batches, self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
         """Images one at a time: they differ in size."""
@@ -184,4 +184,4 @@ class DenoisingData(pl.LightningDataModule):
         assert trainer is not None
         images = [[number] for number in range(len(self.val))]
         batches = WholeGroups(images, 1, trainer.global_rank, trainer.world_size)
-        return _loader(self.val, batches, 0)
+        return make_loader(self.val, batches, 0)
