@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Model = Literal["img2img_mixer", "unet", "vit", "original_mixer"]
 FULL_SIZE, FULL_ITERATIONS = 256, 1501
 SHORT_SIZE, SHORT_ITERATIONS = 96, 300
-OWN_FILES = ("config.json", "metrics.json", "curves.csv", "figures", "fits")
+RESULTS = ("metrics.json", "curves.csv", "figures", "fits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,14 +133,15 @@ def holds_study(run: RunFolder) -> bool:
         return False
 
 
-def discard(run: RunFolder) -> None:
-    """Throw away the study that is in a folder; what no study wrote stays."""
-    for name in OWN_FILES:
+def start_anew(run: RunFolder, content: Mapping[str, Any]) -> None:
+    """Make the folder of one study that of another; what no study wrote stays."""
+    for name in RESULTS:
         path = run.path / name
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+    write_json(run.config_file, content)
 
 
 def write_curves(path: Path, fits: Fits) -> None:
@@ -218,7 +219,7 @@ def study(config: UntrainedConfig) -> dict[str, Any]:
         run.claim(content, dry=True)
     with run.locked():
         if anew:
-            discard(run)
+            start_anew(run, content)
         run.claim(content)
         run.remove_leftovers()
         picture = "scikit-image's camera" if config.image is None else config.image.name

@@ -37,6 +37,8 @@ class EpochLines(Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Start the clock; epochs of an earlier attempt do not count for the time left."""
         self.started, self.first_epoch = time.perf_counter(), trainer.current_epoch
+        # Lightning does not start the epoch within which a run is resumed.
+        self.on_train_epoch_start(trainer, module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Start the epoch's clock and its mean loss."""
