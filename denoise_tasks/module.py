@@ -136,7 +136,10 @@ class DenoisingModule(pl.LightningModule):
         }
 
 
-def make_loader(dataset: Dataset, batches: ShuffledBatches | WholeGroups, workers: int) -> DataLoader:
+def make_loader(
+    dataset: Dataset, batches: ShuffledBatches | WholeGroups, workers: int
+) -> DataLoader:
+    """Batches of a data set, in `workers` processes of one thread each; 0 loads them here."""
     return ArrayLoader(
         dataset,
         sampler=batches,
@@ -163,6 +166,7 @@ class DenoisingData(pl.LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
     def batches(self, rank: int, world_size: int, skip: int = 0) -> ShuffledBatches:
+        """What one of `world_size` processes trains on in an epoch, without `skip` batches at its start."""
         everything = [range(len(self.train))]
         return ShuffledBatches(everything, self.batch_size, self.seed, rank, world_size, skip)
 

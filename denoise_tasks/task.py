@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from denoise_tasks.data import EvalImages, TrainCrops
+    from denoise_tasks.module import DenoisingModule
     from denoise_tasks.scoring import Case
     from img2img_recon.networks.zoo import Row
     from img2img_recon.support.progress import Track
@@ -276,22 +277,28 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
         run = RunFolder(config.run or self.default_run(config, content))
         return PreparedDenoising(config, run, content, report, track, train, val)
 
+    def module(self, config: TrainConfig) -> DenoisingModule:
+        """What Lightning trains, with random weights."""
+        from denoise_tasks.module import DenoisingModule
+
+        return DenoisingModule(
+            self.network(config),
+            protocol=config.protocol or "standard",
+            sigma=config.sigma,
+            lr=config.lr or 1e-3,
+            halve_at_epoch=config.halve_at_epoch or None,
+        )
+
     def build(self, prepared: PreparedDenoising) -> TrainingParts:
         """See `Task.build`."""
         import pytorch_lightning as pl
 
-        from denoise_tasks.module import DenoisingData, DenoisingModule
+        from denoise_tasks.module import DenoisingData
         from img2img_recon.training.trainer import compile_networks, make_trainer
 
         config, run, content = prepared.config, prepared.run, prepared.content
         pl.seed_everything(config.seed, verbose=False)
-        module = DenoisingModule(
-            self.network(config),
-            protocol=config.protocol,
-            sigma=config.sigma,
-            lr=config.lr,
-            halve_at_epoch=config.halve_at_epoch or None,
-        )
+        module = self.module(config)
         if config.compile:
             compile_networks(module)
         data = DenoisingData(

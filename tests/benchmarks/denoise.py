@@ -3,7 +3,7 @@
     python -m tests.benchmarks.denoise denoise --run RUN [--megapixels 12]
 
 Every pass runs in a fresh process, which tells its own highest memory; the two are run in turns, so that a
-machine whose clock wanders slows both.
+machine whose speed changes slows both.
 """
 
 from __future__ import annotations
@@ -87,23 +87,22 @@ def measure_pass(task: Mapping[str, Any]) -> dict[str, float | None]:
         was read; on a GPU `gpu_peak_mb`.
     """
     import torch
-    from denoise_tasks.apply import denoise_pixels
-    from denoise_tasks.inference import load_denoiser
 
+    from denoise_tasks.methods import load_run
     from denoise_tasks.pictures import read_picture, write_picture
     from img2img_recon.networks.zoo import build_model
-    from img2img_recon.training.trainer import pick_device
     from img2img_recon.wrappers import AnySize
 
-    device = pick_device(task["accelerator"])
-    denoiser = load_denoiser(Path(task["run"]))
-    channels, path = denoiser.in_chans, Path(task["picture"])
+    denoiser = load_run(
+        Path(task["run"]), accelerator=task["accelerator"], tile_batch=task["tile_batch"]
+    )
+    device, channels, path = denoiser.device, denoiser.in_chans, Path(task["picture"])
     work: Callable[[torch.Tensor], object]
     if task["unet_chans"] is None:
 
         def work(image: torch.Tensor) -> object:
             pixels = image[0].permute(1, 2, 0).numpy()
-            return denoise_pixels(denoiser, pixels, device=device, tile_batch=task["tile_batch"])
+            return denoiser.denoise(pixels, None)
     else:
         unet = build_model(
             UNET, chans=task["unet_chans"], in_chans=channels, out_chans=channels
@@ -147,12 +146,12 @@ def measure(config: DenoiseBenchmark) -> dict[str, Any]:
         InputError: no run, or a pass that failed.
     """
     import numpy as np
-    from denoise_tasks.inference import load_denoiser
 
+    from denoise_tasks.methods import load_run
     from denoise_tasks.pictures import write_picture
 
-    denoiser = load_denoiser(config.run)
-    parameters = sum(parameter.numel() for parameter in denoiser.module.parameters())
+    denoiser = load_run(config.run, accelerator="cpu")
+    parameters = denoiser.details()["parameters"]
     height = round((config.megapixels * 1e6 * 3 / 4) ** 0.5)
     width = round(config.megapixels * 1e6 / height)
     chans: dict[str, int | None] = {"run": None}
@@ -183,7 +182,7 @@ def measure(config: DenoiseBenchmark) -> dict[str, Any]:
     return {
         "height": height,
         "width": width,
-        "model": denoiser.model,
+        "model": denoiser.config["model"],
         "parameters": parameters,
         "unet_chans": chans.get(UNET),
         "tile_batch": config.tile_batch,

@@ -12,45 +12,38 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from denoise_tasks.config import TrainConfig
-from denoise_tasks.experiment import Setup, prepare
-from denoise_tasks.inference import build_module
+from torch.utils.data import DataLoader
 
+from denoise_tasks.module import make_loader
+from denoise_tasks.task import TASKS, PreparedDenoising, TrainConfig
 from img2img_recon.support.cli import parse_config, run_script
-from img2img_recon.training.batches import ArrayLoader, ShuffledBatches, one_thread
-from img2img_recon.training.runner import say
+from img2img_recon.training.batches import ShuffledBatches
+from img2img_recon.training.runner import report
 from img2img_recon.training.trainer import pick_device
 
 STEPS, WARM_UP = 40, 4
 
 
-def measure(setup: Setup) -> dict[str, Any]:
+def measure(prepared: PreparedDenoising) -> dict[str, Any]:
     """Train some steps by hand and split their time into waiting for a batch and using it.
 
     Returns:
         Images per second, the share of waiting, and images per second of the loader alone.
     """
-    config = setup.config
+    config = prepared.config
     device = pick_device(config.accelerator)
-    module = build_module(setup.content).to(device)
+    module = TASKS[config.task].module(config).to(device)
     optimizer = torch.optim.Adam(module.parameters(), lr=config.lr or 1e-3)
 
     def synchronise() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    def batches() -> ArrayLoader:
-        everything = [
-            list(range(len(setup.train)))
-            * (1 + STEPS * (config.batch_size or 1) // len(setup.train))
-        ]
-        return ArrayLoader(
-            setup.train,
-            sampler=ShuffledBatches(everything, config.batch_size or 1, config.seed),
-            batch_size=None,
-            num_workers=config.num_workers or 0,
-            worker_init_fn=one_thread,
-        )
+    def batches() -> DataLoader:
+        enough = 1 + STEPS * config.batch_size // len(prepared.train)
+        everything = list(range(len(prepared.train))) * enough
+        sampler = ShuffledBatches([everything], config.batch_size, config.seed)
+        return make_loader(prepared.train, sampler, config.num_workers)
 
     waited = worked = 0.0
     images = 0
@@ -90,11 +83,15 @@ def measure(setup: Setup) -> dict[str, Any]:
 
 def main(words: Sequence[str] | None = None) -> None:
     """The command line."""
-    config = parse_config(
-        TrainConfig, words, description="Measure how long training waits for data."
+    given = parse_config(
+        TrainConfig,
+        words,
+        description="Measure how long training waits for data.",
+        models=TASKS["gaussian"].models(),
     )
-    setup = prepare(replace(config, progress=False), say)
-    print(json.dumps(measure(setup), indent=2))
+    task = TASKS[given.task]
+    prepared = task.prepare(task.resolve(replace(given, progress=False)), report)
+    print(json.dumps(measure(prepared), indent=2))
 
 
 if __name__ == "__main__":
