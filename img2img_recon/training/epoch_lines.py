@@ -45,6 +45,12 @@ class EpochLines(Callback):
         self.epoch_started, self.validated = time.perf_counter(), False
         self.loss, self.batches = torch.zeros((), device=module.device), 0
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the rate of this batch; a schedule has moved on when the batch is over."""
+        self.rate = trainer.optimizers[0].param_groups[0]["lr"]
+
     def on_train_batch_end(
         self,
         trainer: pl.Trainer,
@@ -74,11 +80,10 @@ class EpochLines(Callback):
                 name: float(v) for name, v in trainer.callback_metrics.items() if name in names
             }
         shown = ", ".join(f"{name} {value:.5g}" for name, value in values.items())
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
         speed = self.batches / max(self.trained - self.epoch_started, 1e-9)
         seconds = (time.perf_counter() - self.started) / (epoch - self.first_epoch)
         left = in_words(seconds * (epochs - epoch))
-        line = f"epoch {epoch}/{epochs}: {shown}; lr {rate:.3g}, {speed:.3g} batches/s, {left} left"
+        line = f"epoch {epoch}/{epochs}: {shown}; lr {self.rate:.3g}, {speed:.3g} batches/s, {left} left"
         print(line, file=sys.stderr, flush=True)
 
 

@@ -39,7 +39,10 @@ class Line(pl.LightningModule):
         self.log("val_metrics/other", 9.0)
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        # 0.1 in all batches and 9 after them: the line tells what was trained with.
+        change = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 90 if step >= 12 else 1)
+        return [optimizer], [{"scheduler": change, "interval": "step"}]
 
     def train_dataloader(self):
         return torch.utils.data.DataLoader(torch.arange(4.0), batch_size=1)
