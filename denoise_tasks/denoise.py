@@ -52,7 +52,7 @@ class DenoiseConfig:
     """Denoise picture files with a trained network."""
 
     inputs: tuple[Path, ...] = flag(
-        help="pictures (PNG, JPEG, TIFF, WebP, BMP) and folders of them", positional=True
+        help="pictures (PNG, JPEG, TIFF, WebP, AVIF, BMP) and folders of them", positional=True
     )
     out: Path = flag(help="folder for the results, under the inputs' names")
     run: Path = flag(help=_RUN_HELP)
