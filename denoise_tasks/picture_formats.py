@@ -7,6 +7,7 @@ warning; where pixels cannot be decoded, whatever the library raises is passed o
 
 from __future__ import annotations
 
+import logging
 import struct
 import threading
 import zlib
@@ -37,6 +38,10 @@ from denoise_tasks.picture_metadata import (
     warn,
 )
 from img2img_recon.support.errors import InputError
+
+for library in ("imagecodecs", "tifffile"):
+    # Notes without a file's name; what matters of them is raised or warned of here.
+    logging.getLogger(library).setLevel(logging.CRITICAL)
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}
 FORMATS |= {".webp": "WEBP", ".avif": "AVIF", ".bmp": "BMP"}

@@ -81,7 +81,12 @@ def optional(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        warn(path, f"its {what} cannot be read and is left out ({error or type(error).__name__})")
+        warn(path, f"its {what} cannot be read and is left out ({in_short(error)})")
+
+
+def in_short(error: Exception) -> str:
+    """What a library says of a broken file, on one line and of a bounded length."""
+    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def check_pages(path: Path, count: int) -> None:
@@ -131,10 +136,7 @@ def upright(path: Path, stored: PictureFile) -> PictureFile:
     """A file whose samples are turned as its EXIF, or else its XMP, says that they lie."""
     said, exif, orientation = stored.metadata, b"", None
     with optional(path, "EXIF"):
-        stream, parsed = re.sub(b"^(Exif\0\0)+", b"", said.exif), Image.Exif()
-        parsed.load(stream)
-        orientation = parsed.get(ORIENTATION)
-        exif = stream if orientation in (None, 1) else _upright_exif(stream)
+        orientation, exif = _upright_exif(re.sub(b"^(Exif\0\0)+", b"", said.exif))
     in_xmp = re.search(rb"tiff:Orientation(?:=[\"']|>)([1-8])", said.xmp)
     if orientation is None and in_xmp:
         orientation = int(in_xmp[1])
@@ -157,17 +159,26 @@ def upright(path: Path, stored: PictureFile) -> PictureFile:
     )
 
 
-def _upright_exif(exif: bytes) -> bytes:
-    """Set the orientation to 1 in place and cut off the thumbnail, which is not turned.
+def _upright_exif(exif: bytes) -> tuple[int | None, bytes]:
+    """Orientation that a stream states, and the stream with orientation 1.
 
-    Everything else stays where it is, since makers' notes hold positions in the stream.
+    The thumbnail, which is not turned, is cut off. Everything else stays where it is, since makers'
+    notes hold positions in the stream.
     """
+    if not exif:
+        return None, exif
     order = "<" if exif[:2] == b"II" else ">"
-    content = bytearray(exif)
+    content, orientation = bytearray(exif), None
     (start,) = struct.unpack_from(order + "I", content, 4)
     (count,) = struct.unpack_from(order + "H", content, start)
-    for entry in range(start + 2, start + 2 + 12 * count, 12):
-        if struct.unpack_from(order + "H", content, entry)[0] == ORIENTATION:
+    end = start + 2 + 12 * count
+    for entry in range(start + 2, end, 12):
+        tag, kind = struct.unpack_from(order + "HH8x", content, entry)
+        if tag == ORIENTATION:
+            form = {1: "B", 4: "I"}.get(kind, "H")
+            (orientation,) = struct.unpack_from(order + form, content, entry + 8)
             struct.pack_into(order + "HIHH", content, entry + 2, 3, 1, 1, 0)
-    struct.pack_into(order + "I", content, start + 2 + 12 * count, 0)
-    return bytes(content)
+    if orientation in (None, 1):
+        return orientation, exif
+    struct.pack_into(order + "I", content, end, 0)
+    return orientation, bytes(content)

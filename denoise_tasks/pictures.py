@@ -18,7 +18,7 @@ from typing import IO
 import numpy as np
 
 from denoise_tasks.picture_formats import FORMATS, encode, open_file
-from denoise_tasks.picture_metadata import Metadata, PictureFile
+from denoise_tasks.picture_metadata import Metadata, PictureFile, in_short
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import atomic_path
 
@@ -215,7 +215,7 @@ def _naming(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except Exception as error:
         # Broken files are reported in a dozen ways: OSError, SyntaxError, ValueError, zlib.error ...
-        raise InputError(f"{path}: truncated or broken picture ({_one_line(error)})") from None
+        raise InputError(f"{path}: truncated or broken picture ({in_short(error)})") from None
 
 
 @contextmanager
@@ -227,11 +227,7 @@ def _writing(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
     except (ValueError, TypeError, struct.error) as error:
         # Metadata that the format has no room for.
-        raise InputError(f"{path}: cannot be written ({_one_line(error)})") from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
+        raise InputError(f"{path}: cannot be written ({in_short(error)})") from None
 
 
 def _encode_like(file: IO[bytes], pixels: np.ndarray, like: Picture, path: Path) -> None:

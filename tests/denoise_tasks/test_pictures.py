@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from PIL import Image, ImageCms, ImageOps, IptcImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from denoise_tasks.pictures import (
     ENDINGS,
@@ -140,7 +140,7 @@ CASES = [
 def test_round_trip(tmp_path: Path, ending: str, bits: int, channels: int, alpha: bool) -> None:
     path = tmp_path / f"picture{ending}"
     dtype: Any = np.uint8 if bits == 8 else np.uint16
-    lossy = ending in (".jpg", ".jpeg", ".avif")
+    lossy = ending in LOSSY
     samples = (smooth(4) if lossy else COLOUR16 if bits == 16 else COLOUR16 >> 8).astype(dtype)
     largest = np.iinfo(dtype).max
     pixels = samples[..., :channels] / np.float32(largest)
@@ -310,15 +310,18 @@ XMP = (
 )
 
 
+LOSSY = (".jpg", ".jpeg", ".avif")
+
+
 def saved(path: Path, samples: np.ndarray, **options: Any) -> None:
     """By Pillow, losslessly where the format can."""
     image = Image.fromarray(samples)
     options |= {"lossless": True} if path.suffix == ".webp" else {}
-    options |= {"quality": 98, "subsampling": 0} if path.suffix == ".jpg" else {}
+    options |= {"quality": 98, "subsampling": "4:4:4"} if path.suffix in LOSSY else {}
     image.save(path, **options)
 
 
-@pytest.mark.parametrize("ending", [".jpg", ".png", ".tif", ".webp"])
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".tif", ".webp", ".avif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation(tmp_path: Path, ending: str, orientation: int) -> None:
     stored = smooth()
@@ -336,7 +339,7 @@ def test_orientation(tmp_path: Path, ending: str, orientation: int) -> None:
         8: stored.transpose(1, 0, 2)[::-1],
     }[orientation]
     picture = agrees_with_header(source)
-    tolerance = 10 / 255 if ending == ".jpg" else 0
+    tolerance = 10 / 255 if ending in LOSSY else 0
     assert picture.pixels.shape == upright.shape
     assert np.abs(picture.pixels - upright / np.float32(255)).max() <= tolerance
     write_picture(copy, picture.pixels, picture)
@@ -475,6 +478,257 @@ def test_values_are_rounded_and_clipped(tmp_path: Path) -> None:
     pixels = np.array([[-0.5, 0.499 / 255, 0.501 / 255, 254.6 / 255, 1.5]])
     write_picture(tmp_path / "a.png", pixels)
     assert (read_picture(tmp_path / "a.png").pixels[0, :, 0] * 255).tolist() == [0, 0, 1, 255, 255]
+
+
+def round_trip(source: Path, folder: str = "copy") -> Path:
+    """Read a file and write what was read under the same name."""
+    target = source.parent / folder / source.name
+    picture = read_picture(source)
+    write_picture(target, picture.pixels, picture)
+    return target
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+
+def inserted(path: Path, *segments: bytes) -> None:
+    """Put segments behind the start of a JPEG file."""
+    content = path.read_bytes()
+    path.write_bytes(content[:2] + b"".join(segments) + content[2:])
+
+
+def test_what_only_jpeg_can_say_is_kept(tmp_path: Path) -> None:
+    saved(tmp_path / "a.jpg", smooth(), xmp=XMP, icc_profile=PROFILE)
+    iptc = b"\x1c\x02\x78\x00\x07Caption"
+    resources = b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0" + struct.pack(">I", 12) + iptc
+    more = b"http://ns.adobe.com/xmp/extension/\0" + b"A" * 32
+    kept = [
+        segment(0xED, resources),
+        segment(0xFE, b"first comment"),
+        segment(0xFE, "zweiter: \u00fc".encode()),
+        segment(0xE1, more + struct.pack(">II", 70000, 0) + b"z" * 60000),
+        segment(0xE1, more + struct.pack(">II", 70000, 60000) + b"z" * 10000),
+        segment(0xE5, b"of some maker"),
+    ]
+    # Positions of further pictures in the old file, and how the old samples were transformed.
+    lost = [segment(0xE2, b"MPF\0" + b"p" * 30), segment(0xEB, b"JP" + b"c" * 9)]
+    inserted(tmp_path / "a.jpg", *kept, *lost)
+    content = round_trip(tmp_path / "a.jpg").read_bytes()
+    assert all(content.count(part) == 1 for part in kept)
+    assert not any(part in content for part in lost)
+    with Image.open(tmp_path / "copy/a.jpg") as image:
+        assert IptcImagePlugin.getiptcinfo(image) == {(2, 120): b"Caption"}
+        assert image.info["xmp"] == XMP.replace(b'Orientation="6"', b'Orientation="1"')
+        assert image.info["icc_profile"] == PROFILE
+
+
+def test_what_only_tiff_can_say_is_kept(tmp_path: Path) -> None:
+    keys = (1, 1, 0, 1, 1024, 0, 1, 2)
+    tags = [
+        (33432, 2, 0, "\u00a9 M\u00fcller".encode("latin-1"), True),
+        (33550, 12, 3, (0.5, 0.25, 0.0), True),
+        (34735, 3, len(keys), keys, True),
+        (33723, 7, 12, b"\x1c\x02\x78\0\7Caption", True),
+        (700, 1, len(XMP), XMP, True),
+    ]
+    tifffile.imwrite(tmp_path / "a.tif", smooth(), extratags=tags, byteorder=">")
+    with tifffile.TiffFile(round_trip(tmp_path / "a.tif")) as tiff:
+        found = {tag.code: tag.value for tag in tiff.pages.first.tags}
+    assert found[33550] == (0.5, 0.25, 0.0)
+    assert found[34735] == keys
+    assert found[33723] == b"\x1c\x02\x78\0\7Caption"
+    assert b'tiff:Orientation="1"' in found[700]
+    with Image.open(tmp_path / "copy/a.tif") as image:
+        assert image.getexif()[33432] == "\u00a9 M\u00fcller"
+
+
+def test_exif_of_tiff_with_unknown_and_foreign_values(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x8769] = {
+        0xA432: tuple(TiffImagePlugin.IFDRational(n, n > 0) for n in (24, 70, 0, 0)),
+        0xA430: "M\u00fcller".encode("latin-1"),
+        0xA005: {1: "R98"},
+    }
+    saved(tmp_path / "a.jpg", smooth(), exif=exif.tobytes())
+    (tmp_path / "a.jpg").rename(tmp_path / "a.tif")
+    with Image.open(round_trip(round_trip(tmp_path / "a.tif"))) as image:
+        assert image.format == "TIFF"
+        again = image.getexif()
+        directory = again.get_ifd(0x8769)
+        assert directory[0xA432][1] == 70
+        assert np.isnan(float(directory[0xA432][2]))
+        assert bytes(directory[0xA430]).rstrip(b"\0") == "M\u00fcller".encode("latin-1")
+        assert again.get_ifd(0xA005) == {1: "R98"}
+
+
+def test_texts_of_png_are_kept_to_the_byte(tmp_path: Path) -> None:
+    texts = (
+        chunk(b"tEXt", "T\u00eftle\0\u00fcber".encode("latin-1"))
+        + chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"long " * 50))
+        + chunk(b"iTXt", b"Author\0\1\0de\0Autor\0" + zlib.compress(b"Anna"))
+        + chunk(b"zTXt", b"Raw profile type iptc\0\0" + zlib.compress(b"\niptc\n 2\n1c02\n"))
+        + chunk(b"cHRM", bytes(range(32)))
+    )
+    (tmp_path / "a.png").write_bytes(png(smooth(), texts))
+    assert texts in round_trip(tmp_path / "a.png").read_bytes()
+
+
+def test_exif_of_a_png_that_holds_it_as_text(tmp_path: Path) -> None:
+    exif = exif_bytes(6)
+    profile = f"\nexif\n    {len(exif)}\n{exif.hex()}\n".encode()
+    text = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(profile))
+    (tmp_path / "a.png").write_bytes(png(smooth(), text))
+    picture = agrees_with_header(tmp_path / "a.png")
+    assert np.array_equal(picture.samples, smooth().transpose(1, 0, 2)[:, ::-1])
+    with Image.open(round_trip(tmp_path / "a.png")) as image:
+        assert image.getexif()[0x0112] == 1
+        described(image)
+
+
+def test_parts_that_another_format_cannot_hold_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(png(smooth(), chunk(b"tEXt", b"Title\0text")))
+    with pytest.warns(UserWarning, match=r"a\.jpg: what only PNG files can say .* left out"):
+        round_trip(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("broken", ["junk", "cut", "short"])
+def test_broken_exif_costs_a_warning(tmp_path: Path, ending: str, broken: str) -> None:
+    exif = exif_bytes(6)[6:]
+    content = {"junk": b"JUNKJUNK" * 5, "cut": exif[:40], "short": exif[:5]}[broken]
+    path = tmp_path / f"a{ending}"
+    if ending == ".jpg":
+        saved(path, smooth())
+        inserted(path, segment(0xE1, b"Exif\0\0" + content))
+    elif ending == ".png":
+        path.write_bytes(png(smooth(), chunk(b"eXIf", content)))
+    else:
+        saved(path, smooth(), exif=b"Exif\0\0" + content)
+    with pytest.warns(UserWarning, match=rf"a{ending}: its EXIF cannot be read and is left out"):
+        picture = read_picture(path)
+    assert picture.metadata.exif == b""
+    assert picture.samples.shape == smooth().shape
+    round_trip(path)
+
+
+def test_a_damaged_text_of_a_png_costs_a_warning(tmp_path: Path) -> None:
+    damaged = chunk(b"tEXt", b"Title\0text")[:-1] + b"?"
+    (tmp_path / "a.png").write_bytes(png(COLOUR16, damaged + chunk(b"eXIf", exif_bytes(6)[6:])))
+    with pytest.warns(UserWarning, match="metadata cannot be read"):
+        picture = agrees_with_header(tmp_path / "a.png")
+    assert np.array_equal(picture.samples, COLOUR16[..., :3].transpose(1, 0, 2)[:, ::-1])
+
+
+# Kinds of TIFF
+
+
+def test_tiff_of_12_bits(tmp_path: Path) -> None:
+    values = RNG.integers(0, 4096, (H, W - 1), dtype=np.uint16)
+    pairs = values.reshape(-1, 2).astype(int)
+    packed = np.stack(
+        [pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], axis=1
+    )
+    strip = packed.astype(np.uint8).tobytes()
+    tags = {256: W - 1, 257: H, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: H, 279: len(strip)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    header = b"II*\0" + struct.pack("<I", 8 + len(strip))
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    (tmp_path / "a.tif").write_bytes(header + strip + directory)
+    picture = agrees_with_header(tmp_path / "a.tif")
+    assert picture.bits == 16
+    assert np.abs(picture.pixels[..., 0] - values / 4095).max() < 1e-5
+
+
+def test_tiff_with_a_channel_of_unknown_meaning(tmp_path: Path) -> None:
+    for extra in ("unspecified", "unassalpha"):
+        tifffile.imwrite(tmp_path / "a.tif", COLOUR16, photometric="rgb", extrasamples=[extra])
+        with tifffile.TiffFile(round_trip(tmp_path / "a.tif", extra)) as tiff:
+            assert np.array_equal(tiff.asarray(), COLOUR16)
+            assert tiff.pages.first.extrasamples[0].name.lower() == extra
+    tifffile.imwrite(tmp_path / "a.tif", np.dstack([COLOUR16, COLOUR16]), photometric="rgb")
+    with pytest.raises(InputError, match="RGB of 8 x 16 bits"):
+        read_picture(tmp_path / "a.tif")
+
+
+def test_tiff_of_several_pages_and_of_thumbnails(tmp_path: Path) -> None:
+    for name, sizes in {"a.tif": (37, 10), "b.tif": (10, 37)}.items():
+        with tifffile.TiffWriter(tmp_path / name) as tiff:
+            for height in sizes:
+                page = smooth(height=height)
+                tiff.write(page, photometric="rgb", subfiletype=int(height == 10))
+        assert np.array_equal(agrees_with_header(tmp_path / name).samples, smooth())
+    tifffile.imwrite(tmp_path / "c.tif", np.stack([smooth(), smooth()]), photometric="rgb")
+    with pytest.raises(InputError, match=r"c\.tif: 2 pages or frames in one file, allowed: 1"):
+        read_picture(tmp_path / "c.tif")
+
+
+def test_tiff_whose_tags_cannot_be_read_is_broken(tmp_path: Path) -> None:
+    """The last bytes hold how many bits a sample has; a guess would be another picture."""
+    Image.fromarray(smooth()).save(tmp_path / "a.tif", compression="tiff_lzw")
+    content = (tmp_path / "a.tif").read_bytes()
+    for cut in range(1, 30):
+        (tmp_path / "a.tif").write_bytes(content[:-cut])
+        with pytest.raises(InputError, match=r"a\.tif: truncated or broken"):
+            read_picture(tmp_path / "a.tif")
+
+
+def cmyk_profile() -> bytes:
+    """An ICC profile whose table of 2 x 2 x 2 x 2 colours is 100 (1 - c)(1 - k) of L*, without hue."""
+    corners = [(255 - 255 * max(c, k), 128, 128) for c, _, _, k in product((0, 1), repeat=4)]
+    ramp = bytes(range(256))
+    matrix = b"".join(struct.pack(">i", 65536 * (i % 4 == 0)) for i in range(9))
+    table = b"mft1" + bytes(4) + bytes((4, 3, 2, 0)) + matrix + ramp * 4
+    table += b"".join(map(bytes, corners)) + ramp * 3
+    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    text = b"text" + bytes(4) + b"none\0\0\0\0"
+    parts = {b"A2B0": table, b"wtpt": white, b"cprt": text}
+    places, body, start = b"", b"", 128 + 4 + 12 * len(parts)
+    for name, content in parts.items():
+        places += name + struct.pack(">II", start + len(body), len(content))
+        body += content + bytes(-len(content) % 4)
+    header = struct.pack(">I4sI", start + len(body), b"lcms", 0x02100000) + b"prtrCMYKLab "
+    header = header.ljust(36, b"\0") + b"acsp".ljust(32, b"\0")
+    header += struct.pack(">3i", 63190, 65536, 54061)
+    return header.ljust(128, b"\0") + struct.pack(">I", len(parts)) + places + body
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".tif"])
+def test_cmyk_is_converted_through_its_profile(tmp_path: Path, ending: str) -> None:
+    ink = np.zeros((H, W, 4), np.uint8)
+    ink[:, 10:20, 3] = 255
+    ink[:, 20:30, 0] = 255
+    ink[:, 30:, 1] = 255  # no matter to this profile
+    image = Image.fromarray(ink, "CMYK")
+    path = tmp_path / f"a{ending}"
+    image.save(path, icc_profile=cmyk_profile(), **({"quality": 98} if ending == ".jpg" else {}))
+    with pytest.warns(UserWarning, match="CMYK, is converted to sRGB"):
+        picture = agrees_with_header(path)
+    assert picture.pixels.shape == (H, W, 3)
+    shown = picture.pixels[H // 2, [5, 15, 25, 40]]
+    assert np.abs(shown - np.array([1, 0, 0, 1])[:, None]).max() < 0.03
+    with Image.open(round_trip(path)) as image:
+        assert image.mode == "RGB"
+        assert ImageCms.getProfileDescription(
+            ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+        ).startswith("sRGB")
+
+
+# Before anything is written
+
+
+def test_check_for_a_target(tmp_path: Path) -> None:
+    saved(tmp_path / "a.png", smooth())
+    check_picture(tmp_path / "a.png", tmp_path / "b.jpg")
+    saved(tmp_path / "alpha.png", smooth(4))
+    with pytest.raises(InputError, match=r"b\.jpg: the picture has an alpha channel"):
+        check_picture(tmp_path / "alpha.png", tmp_path / "b.jpg")
+    text = chunk(b"iTXt", b"XML:com.adobe.xmp".ljust(22, b"\0") + XMP * 400)
+    (tmp_path / "long.png").write_bytes(png(smooth(), text))
+    check_picture(tmp_path / "long.png", tmp_path / "b.tif")
+    with pytest.raises(InputError, match=r"long\.png: cannot be written \(.*too long"):
+        check_picture(tmp_path / "long.png", tmp_path / "b.jpg")
+    assert not list(tmp_path.glob("b.*"))
 
 
 # What cannot be used
@@ -627,3 +881,36 @@ def test_camera_file_with_a_second_view(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(content.getvalue())
     picture = agrees_with_header(tmp_path / "a.jpg")
     assert np.abs(picture.pixels - smooth() / np.float32(255)).mean() < 0.02
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "w.png", "a.tif", "w.tif", "a.webp", "a.avif"])
+def test_damaged_files_are_read_or_refused(tmp_path: Path, name: str) -> None:
+    """Whatever is done to a file: a picture that can be written again, or one line that names it."""
+    ending = name[1:]
+    source, path, copy = tmp_path / name, tmp_path / f"m{ending}", tmp_path / f"c{ending}"
+    if name.startswith("w"):
+        metadata = Metadata(exif_bytes(6)[6:], XMP, PROFILE, (300.0, 150.0))
+        pixels = COLOUR16[..., :3] / np.float32(65535)
+        write_picture(source, pixels, like(pixels, pixels[..., 0], 16, metadata))
+    else:
+        saved(source, smooth(), exif=exif_bytes(6), icc_profile=PROFILE)
+    whole, random = source.read_bytes(), np.random.default_rng(len(name))
+    refused = 0
+    for number in range(150):
+        content = bytearray(whole)
+        for place in random.integers(0, [700, len(content)][number % 2], 1 + number % 5):
+            place = min(int(place), len(content) - 1)
+            damage = number % 4
+            content[place : place + (0, 1, 9, 1)[damage]] = random.bytes((7, 1, 0, 1)[damage])
+        path.write_bytes(content)
+        message = refusal(read_picture, path)
+        if message is None:
+            picture = read_picture(path)
+            assert open_picture(path).shape == picture.samples.shape
+            write_picture(copy, picture.pixels, picture, overwrite=True)
+        else:
+            assert message.startswith(f"{path}: ")
+            assert "\n" not in message
+            refused += 1
+    assert 0 < refused < 150
