@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from img2img_recon.networks.mixers import LEVELS, Img2ImgMixer, MultiResMixer, OriginalMixer
-from img2img_recon.networks.unet import UNet
 from img2img_recon.networks.vit import VisionTransformer
 from img2img_recon.support.errors import InputError
 from img2img_recon.wrappers import Normalized
@@ -202,6 +201,8 @@ def _vit(state: State, hints: _Hints) -> nn.Module:
 
 
 def _unet(state: State, hints: _Hints) -> nn.Module:
+    from img2img_recon.networks.unet import UNet  # needs fastmri
+
     chans, in_chans, _, _ = state["down_sample_layers.0.layers.0.weight"].shape
     num_pool_layers = _count(state, r"down_sample_layers\.(\d+)\.")
     return UNet(
