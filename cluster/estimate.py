@@ -78,7 +78,8 @@ def _summary(sweep: Sweep, costs: list[Estimate]) -> Iterator[str]:
         sizes.setdefault(config.model, set()).add(cost.parameters)
     if len(sweep.runs) > SHOWN:
         for model, found in sizes.items():
-            yield f"{model}: {min(found):,} to {max(found):,} parameters in {len(found)} sizes"
+            low, high = min(found), max(found)
+            yield f"{model}: {low:,} parameters" + (f" to {high:,}" if high > low else "")
     known = [one.gpu_hours for one in costs if one.gpu_hours is not None]
     unknown = f" ({len(costs) - len(known)} runs not estimated)" if len(known) < len(costs) else ""
     yield f"estimated GPU hours: {sum(known):.1f}{unknown}"

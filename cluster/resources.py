@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from img2img_recon.support.cli import flag
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.types import NonNegativeInt, PositiveFloat, PositiveInt
-from img2img_recon.training.run_folder import config_hash
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -120,8 +119,7 @@ def check_placement(config: Any, resources: Resources) -> None:
 
 def resource_groups(items: Iterable[tuple[T, Resources]]) -> list[tuple[Resources, list[T]]]:
     """Items in groups that ask for the same."""
-    groups: dict[str, tuple[Resources, list[T]]] = {}
+    groups: dict[Resources, list[T]] = {}
     for item, resources in items:
-        key = config_hash(asdict(resources))
-        groups.setdefault(key, (resources, []))[1].append(item)
-    return list(groups.values())
+        groups.setdefault(resources, []).append(item)
+    return list(groups.items())

@@ -208,6 +208,73 @@ def test_numbers_are_read_as_they_are_meant(tmp_path):
     assert isinstance(one.config["sample_rate"], float)
 
 
+def test_numbers_and_dates_stay_text_where_text_is_meant(tmp_path):
+    text = (
+        "task: pairs\nname: 2024-01-31\n"
+        "base: {data_path: 010, val_scenes: [6, 010, 1e3, '09']}\n"
+        "resources: {account: 0012345, partition: 1e3, constraint: inf, qos: 2024-02-30,"
+        " timeout_min: 1-12:00:00}\n"
+    )
+    sweep = read_sweep(write(tmp_path, text))
+    (one,) = sweep.runs
+    assert sweep.name == "2024-01-31"
+    assert one.config["val_scenes"] == ["6", "010", "1e3", "09"]
+    assert one.config["data_path"] == str(Path.cwd() / "010")
+    asked = one.resources
+    assert (asked.account, asked.partition, asked.constraint) == ("0012345", "1e3", "inf")
+    assert (asked.qos, asked.minutes) == ("2024-02-30", 2160)
+
+
+def test_whole_numbers_may_be_written_with_an_exponent(tmp_path):
+    text = "task: gaussian\nbase: {max_epochs: 1e1, batch_size: 1e-3}\n"
+    with pytest.raises(InputError, match=r"one.yaml:2: base.batch_size: given 1e-3; allowed"):
+        read_sweep(write(tmp_path, text))
+    (one,) = read_sweep(write(tmp_path, text.replace("1e-3", "2"))).runs
+    assert one.config["max_epochs"] == 10
+    with pytest.raises(InputError, match=r"one.yaml:2: base.max_epochs: given 1:30; allowed"):
+        read_sweep(write(tmp_path, text.replace("1e1", "1:30")))
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "value"),
+    [
+        ("data_path=my #1 data", "data_path", "my #1 data"),
+        ("data_path=[1] a: b", "data_path", "[1] a: b"),
+        ("val_scenes=010", "val_scenes", ["010"]),
+        ("val_scenes=[010, 6]", "val_scenes", ["010", "6"]),
+        ("lr=1e-3", "lr", 0.001),
+    ],
+)
+def test_changes_take_the_value_as_it_stands(tmp_path, change, key, value):
+    path = write(tmp_path, "task: pairs\nbase: {data_path: elsewhere}\n")
+    (one,) = read_sweep(path, changes=[change]).runs
+    given = one.config[key]
+    assert given == (str(Path.cwd() / value) if key == "data_path" else value)
+
+
+def test_a_folder_behind_a_link_is_the_same_run(tmp_path, monkeypatch):
+    """What a link leads to is another folder on another machine."""
+    (tmp_path / "disk7").mkdir()
+    (tmp_path / "data").symlink_to(tmp_path / "disk7")
+    path = write(
+        tmp_path, mri(base={"challenge": "singlecoil", "data_path": str(tmp_path / "data")})
+    )
+    (linked,) = read_sweep(path).runs
+    (tmp_path / "data").unlink()
+    (tmp_path / "data").mkdir()
+    (plain,) = read_sweep(path).runs
+    assert linked.id == plain.id
+
+
+def test_other_spellings_of_a_flag_are_the_flag(tmp_path):
+    (one,) = read_sweep(
+        write(tmp_path, mri(base={"challenge": "singlecoil", "accelerations": 8}))
+    ).runs
+    (same,) = read_sweep(write(tmp_path, mri(base={"challenge": "singlecoil", "accel": [8]}))).runs
+    assert one.config["accel"] == [8]
+    assert one.id == same.id
+
+
 def test_rows_bring_resources_and_tags_and_group_into_arrays(tmp_path):
     rows = [
         {"model": "unet", "chans": 4, "tags": {"kind": "small"}},

@@ -67,6 +67,15 @@ def test_rows_hold_what_the_run_says_and_nothing_else(tmp_path):
     assert [float(row["psnr"]) for row in rows] == [31.0, 32.0]
 
 
+def test_images_per_second_count_every_crop(tmp_path):
+    folder = SweepFolder(tmp_path)
+    run = run_of(0)
+    finish(folder.run(run.id), 0)
+    config = json.loads(folder.run(run.id).config_file.read_text())
+    folder.run(run.id).config_file.write_text(json.dumps(config | {"crops_per_image": 3}))
+    assert collect([run], folder).rows[0]["images_per_s"] == 15.0
+
+
 def test_missing_and_half_written_runs_are_reported_with_their_reason(tmp_path):
     folder = SweepFolder(tmp_path)
     runs = [run_of(number) for number in range(7)]
