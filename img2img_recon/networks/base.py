@@ -61,22 +61,17 @@ class Network(nn.Module):
             and self.takes_size(image.shape[2], image.shape[3])
         ):
             return
-        sides = (
-            "height, width" if self.img_size is None else f"{self.img_size[0]}, {self.img_size[1]}"
-        )
-        least = f", height and width of {self.min_size} or more" if self.min_size > 1 else ""
-        divisor = (
-            f", divisible by {self.size_divisor}"
-            if sides[0] == "h" and self.size_divisor > 1
-            else ""
-        )
-        any_size = (
-            " (AnySize takes any height and width)" if sides[0] != "h" or least or divisor else ""
-        )
-        raise InputError(
-            f"the image has shape {tuple(image.shape)}; it must be "
-            f"(1 or more, {self.in_chans or 'channels'}, {sides}){least}{divisor}{any_size}"
-        )
+        raise InputError(f"the image has shape {tuple(image.shape)}; it must be {self._wanted()}")
+
+    def _wanted(self) -> str:
+        chans = "channels" if self.in_chans is None else self.in_chans
+        if self.img_size is not None:
+            H, W = self.img_size
+            return f"(1 or more, {chans}, {H}, {W}) (AnySize takes any height and width)"
+        limits = [f"of {self.min_size} or more"] if self.min_size > 1 else []
+        limits += [f"divisible by {self.size_divisor}"] if self.size_divisor > 1 else []
+        sides = f", height and width {', '.join(limits)} (AnySize takes any)" if limits else ""
+        return f"(1 or more, {chans}, height, width){sides}"
 
 
 def patch_grid(

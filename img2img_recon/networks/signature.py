@@ -137,7 +137,7 @@ def constructor_options(network: str) -> dict[str, Option]:
             raise InputError(f"{network}: the argument {argument.arg} has no type")
         options[argument.arg] = Option(
             argument.arg,
-            module.value(argument.annotation),
+            module.type(argument.annotation),
             MISSING if default is None else module.value(default),
             helps.get(argument.arg, ""),
         )
@@ -197,8 +197,14 @@ class _Source(dict[str, Any]):
         self.tree = tree
 
     def value(self, expression: ast.expr) -> Any:
-        """Evaluate an annotation or a default."""
+        """Evaluate a type or a default."""
         return eval(compile(ast.Expression(expression), self.name, "eval"), {}, self)
+
+    def type(self, annotation: ast.expr) -> Any:
+        """Evaluate an annotation, which may be written as text."""
+        if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+            annotation = ast.parse(annotation.value, mode="eval").body
+        return self.value(annotation)
 
     def assigned(self, name: str, body: list[ast.stmt]) -> ast.expr | None:
         """What a module's or a class's body assigns to a name."""

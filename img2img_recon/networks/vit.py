@@ -69,8 +69,8 @@ class VisionTransformer(Network):
     the larger half right and below, and the positional embedding is interpolated to their grid.
 
     Args:
-        img_size: height and width, or one number for both, of the images whose grid of patches the
-            positional embedding is stored for: the average size in training.
+        img_size: height and width of the average image in training, or one number for both. The positional
+            embedding is stored for its grid of patches.
         in_chans: channels of the images that come in.
         out_chans: channels of the images that go out.
         patch_size: P, side of a patch in pixels.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import MISSING
 
 import pytest
 import torch
 
 from img2img_recon import InputError, build_model, list_models, model_config
+from img2img_recon.networks import zoo
 from tests.contracts import parameter_count
 
 PARAMETERS = {
@@ -146,3 +148,66 @@ def test_unknown_name_lists_the_names() -> None:
         build_model("img2img_mixr")
     assert "did you mean 'img2img_mixer'" in str(caught.value)
     assert all(name in str(caught.value) for name in list_models())
+
+
+OWN = {
+    "plain": zoo.Row(
+        "nowhere:build",
+        own_options=(zoo.Option("width", int, 3, "channels"), zoo.Option("gain", float, 1.0, "")),
+    ),
+}
+
+
+def test_another_table_with_options_of_its_own() -> None:
+    assert zoo.complete_config("plain", {"gain": 2}, (8, 8), OWN) == {"width": 3, "gain": 2.0}
+    with pytest.raises(InputError, match=r"no option 'widht' \(did you mean 'width'\?\)"):
+        zoo.complete_config("plain", {"widht": 2}, (8, 8), OWN)
+    with pytest.raises(InputError, match="the models are plain"):
+        zoo.complete_config("vit", {}, (8, 8), OWN)
+    assert [option.default for option in zoo.options_of_all(OWN).values()] == [None, None]
+    assert zoo.options_of_all(OWN)["width"].type == int | None
+
+
+def test_one_name_of_two_types_is_refused() -> None:
+    other = zoo.Row("nowhere:other", own_options=(zoo.Option("width", float, 3.0, ""),))
+    with pytest.raises(InputError, match="width of other is <class 'float'>"):
+        zoo.options_of_all(OWN | {"other": other})
+
+
+def test_options_of_the_zoo_have_one_type_each() -> None:
+    options = zoo.options_of_all()
+    for name in list_models():
+        for key, option in zoo.options_of(name).items():
+            assert options[key].type == option.type | None
+            assert model_config(name)[key] == json.loads(json.dumps(option.default))
+
+
+@pytest.mark.parametrize("config", [{"depht": 3}, {}])
+def test_a_row_that_does_not_fit_its_class_is_refused(config: dict[str, int]) -> None:
+    row = zoo.Row("nowhere:build", config, (zoo.Option("depth", int, MISSING, ""),))
+    with pytest.raises(InputError, match=r"nowhere:build: the row of the table and .* do not fit"):
+        row.complete("x", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "size"),
+    [
+        ("img2img_mixer", {}, [60, 52]),
+        ("img2img_mixer", {"patch_size": 8}, [64, 56]),
+        ("multires_mixer", {}, [64, 64]),
+        ("multires_mixer", {"patch_size": 2}, [64, 64]),
+        ("vit", {}, [60, 50]),
+        ("img2img_mixer", {"img_size": 32}, 32),
+        ("dncnn", {}, None),
+    ],
+)
+def test_complete_config_rounds_the_grid_up(name: str, given: dict[str, int], size: object) -> None:
+    config = zoo.complete_config(name, given, (60, 50))
+    assert config.get("img_size") == size
+    if size is not None:
+        build_model(name, **config | {"embed_dim": 12 if name == "vit" else 4})
+
+
+def test_complete_config_refuses_a_patch_larger_than_the_images() -> None:
+    with pytest.raises(InputError, match="patch_size is 16, but the images are 60 x 8; it must be"):
+        zoo.complete_config("img2img_mixer", {"patch_size": 16}, (60, 8))
