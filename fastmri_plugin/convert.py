@@ -33,73 +33,43 @@ class ConvertConfig:
     any result on it.
     """
 
-    source: Path = flag(
-        help="the .npy, .npz or .h5 file to convert", positional=True, group="data", basic=True
-    )
-    out: Path = flag(help="data folder; volumes go to OUT/{challenge}_{split}", basic=True)
+    source: Path = flag(help="the .npy, .npz or .h5 file to convert", positional=True)
+    out: Path = flag(help="data folder; volumes go to OUT/{challenge}_{split}")
     split: str = flag(
-        "train", help="train or val; test splits are made from val by freeze_split.py", basic=True
+        "train", help="train or val; test splits are made from val by freeze_split.py"
     )
-    challenge: Challenge = flag("singlecoil", help="whether volumes have a coil axis", basic=True)
-    key: str | None = flag(
-        None,
-        help="dataset to convert; needed when the source holds several",
-        group="data",
-        basic=True,
-    )
-    kind: Literal["image", "kspace"] = flag(
-        "image", help="what the dataset holds", group="data", basic=True
-    )
+    challenge: Challenge = flag("singlecoil", help="whether volumes have a coil axis")
+    key: str | None = flag(None, help="dataset to convert; needed when the source holds several")
+    kind: Literal["image", "kspace"] = flag("image", help="what the dataset holds")
     complex_axis: int | None = flag(
-        None,
-        help="axis with the real and the imaginary part, for real-valued data",
-        group="data",
-        basic=True,
+        None, help="axis with the real and the imaginary part, for real-valued data"
     )
-    scale_key: str | None = flag(
-        None, help="dataset with one factor per slice to multiply by", group="data", basic=True
-    )
-    group_key: str | None = flag(
-        None, help="dataset with one volume id per slice", group="data", basic=True
-    )
+    scale_key: str | None = flag(None, help="dataset with one factor per slice to multiply by")
+    group_key: str | None = flag(None, help="dataset with one volume id per slice")
     slices_per_volume: PositiveInt | None = flag(
-        None,
-        help="cut the slices into volumes of this many; default: one volume",
-        group="data",
-        basic=True,
+        None, help="cut the slices into volumes of this many; default: one volume"
     )
     volumes: tuple[str, ...] | None = flag(
-        None,
-        help="convert only these volume ids (of --group_key or counted from 0)",
-        group="data",
-        basic=True,
+        None, help="convert only these volume ids (of --group_key or counted from 0)"
     )
     coils: PositiveInt | None = flag(
-        None,
-        help="multicoil from single-coil data: number of simulated birdcage coils",
-        basic=True,
+        None, help="multicoil from single-coil data: number of simulated birdcage coils"
     )
     coil_maps: Path | None = flag(
-        None,
-        help="multicoil from single-coil data: .npy of complex maps (coils, H, W)",
-        basic=True,
+        None, help="multicoil from single-coil data: .npy of complex maps (coils, H, W)"
     )
     recon_size: tuple[PositiveInt, ...] | None = flag(
-        None, help="H W of the reconstructed centre; default: the whole image", basic=True
+        None, help="H W of the reconstructed centre; default: the whole image"
     )
-    acquisition: str = flag("CONVERTED", help="pulse sequence's name to store", basic=True)
-    prefix: str | None = flag(
-        None, help="start of the file names; default: the source's name", basic=True
-    )
+    acquisition: str = flag("CONVERTED", help="pulse sequence's name to store")
+    prefix: str | None = flag(None, help="start of the file names; default: the source's name")
 
     def __post_init__(self) -> None:
-        if self.split in ("test", "challenge"):
-            raise InputError(
-                f"--split: given {self.split}; such a split stores masks: convert to val, "
-                "then run fastmri_plugin/freeze_split.py"
-            )
         if self.split not in CONVERTED_SPLITS:
-            raise InputError(f"--split: given {self.split}, allowed: {', '.join(CONVERTED_SPLITS)}")
+            raise InputError(
+                f"--split: given {self.split}, allowed: {', '.join(CONVERTED_SPLITS)}; a split with "
+                "stored masks is made from val by fastmri_plugin/freeze_split.py"
+            )
         if self.group_key is not None and self.slices_per_volume is not None:
             raise InputError("--group_key and --slices_per_volume: give one of the two")
         if self.coils is not None and self.coil_maps is not None:

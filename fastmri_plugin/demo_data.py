@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastmri_plugin import Challenge
+from fastmri_plugin.masks import MaskSpec, usual_center_fraction
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import cache_dir, make_folder_once
 from img2img_recon.support.progress import Track, silent
@@ -142,7 +143,6 @@ def make_demo_data(
     """
     import numpy as np
 
-    from fastmri_plugin.masks import draw_mask
     from fastmri_plugin.volumes import freeze_volume
 
     usual = sizes_of(challenge)
@@ -168,9 +168,17 @@ def make_demo_data(
             # Contrast alternates too: in pairs, so that both are seen at both accelerations.
             acceleration = TEST_ACCELERATIONS[position // 2 % 2 if sizes.test > 2 else position % 2]
             width = sizes.widths[position % len(sizes.widths)]
-            mask = draw_mask(name, width, "random", acceleration, 0.32 / acceleration)
+            fraction = usual_center_fraction(acceleration)
+            mask = MaskSpec("random", (acceleration,), (fraction,)).drawn(name, width)
             test = f"{challenge}_test"
-            freeze_volume(full, folder / test / name, folder / "targets" / test / name, mask)
+            freeze_volume(
+                full,
+                folder / test / name,
+                folder / "targets" / test / name,
+                mask,
+                acceleration,
+                round(width * fraction),
+            )
             full.unlink()
     return folder
 

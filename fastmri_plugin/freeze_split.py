@@ -16,21 +16,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from fastmri_plugin import Challenge
-from fastmri_plugin.masks import DrawnMask, MaskSpec, draw_mask, usual_center_fraction
+from fastmri_plugin.masks import MaskSpec, usual_center_fraction
 from img2img_recon.support.cli import flag, parse_config, script
 from img2img_recon.support.errors import InputError, named
 from img2img_recon.support.files import make_folder_once, write_json
 from img2img_recon.support.progress import Track, bar, silent
 from img2img_recon.support.types import NonNegativeInt, PositiveInt, UnitShare
-
-if TYPE_CHECKING:
-    from fastmri_plugin.volumes import VolumeInfo
 
 MANIFEST = "MANIFEST.json"
 MANIFEST_VERSION = 1
@@ -43,32 +40,20 @@ class FreezeConfig:
     Give --data_path, --challenge and --out to make a split, or only --verify.
     """
 
-    data_path: Path | None = flag(
-        None, help="fastMRI data folder with {challenge}_{split}", group="data", basic=True
-    )
-    challenge: Challenge | None = flag(
-        None, help="whether volumes have a coil axis", group="data", basic=True
-    )
-    out: Path | None = flag(None, help="folder to make; must not exist", basic=True)
-    split: str = flag("val", help="fully sampled split to freeze", group="data", basic=True)
+    data_path: Path | None = flag(None, help="fastMRI data folder with {challenge}_{split}")
+    challenge: Challenge | None = flag(None, help="whether volumes have a coil axis")
+    out: Path | None = flag(None, help="folder to make; must not exist")
+    split: str = flag("val", help="fully sampled split to freeze")
     accel: tuple[PositiveInt, ...] = flag(
-        (4, 8),
-        help="accelerations to deal out evenly, one per volume",
-        group="data",
-        basic=True,
-        aliases=("accelerations",),
+        (4, 8), help="accelerations to deal out evenly, one per volume", aliases=("accelerations",)
     )
     center_fractions: tuple[UnitShare, ...] | None = flag(
         None,
         help="share of the columns kept at the centre, per acceleration; default: 0.32 / acceleration",
-        group="data",
-        basic=True,
     )
-    mask_type: Literal["random", "equispaced_fraction"] = flag(
-        "random", help="fastMRI's mask type", group="data", basic=True
-    )
-    seed: NonNegativeInt = flag(0, help="seed that deals the accelerations out", basic=True)
-    verify: Path | None = flag(None, help="frozen folder to check against its manifest", basic=True)
+    mask_type: Literal["random", "equispaced_fraction"] = flag("random", help="fastMRI's mask type")
+    seed: NonNegativeInt = flag(0, help="seed that deals the accelerations out")
+    verify: Path | None = flag(None, help="frozen folder to check against its manifest")
 
     def __post_init__(self) -> None:
         needed = {"--data_path": self.data_path, "--challenge": self.challenge, "--out": self.out}
@@ -141,27 +126,33 @@ def freeze_split(config: FreezeConfig, *, track: Track = silent) -> Path:
     with named("--data_path"):
         source = split_folder(config.data_path, challenge, config.split)
     volumes = list_volumes(source, challenge, require_target=True, track=track)
-    masks = _masks(volumes, config, fractions)
+    for info in volumes:
+        if info.has_mask:
+            raise InputError(
+                f"{info.path}: stores a mask already; --split must name a fully sampled split"
+            )
+    dealt = deal_accelerations([info.name for info in volumes], config.accel, config.seed)
 
     def fill(folder: Path) -> None:
-        test_folder = f"{challenge}_test"
+        masked, targets = folder / f"{challenge}_test", folder / "targets" / f"{challenge}_test"
         entries = []
         for info in track(volumes, "freezing volumes", len(volumes)):
-            mask = masks[info.name]
+            acceleration, fraction = dealt[info.name], fractions[dealt[info.name]]
+            mask = MaskSpec(config.mask_type, (acceleration,), (fraction,)).drawn(
+                info.name, info.num_columns
+            )
+            low = round(info.num_columns * fraction)
             freeze_volume(
-                info.path,
-                folder / test_folder / info.name,
-                folder / "targets" / test_folder / info.name,
-                mask,
+                info.path, masked / info.name, targets / info.name, mask, acceleration, low
             )
             entries.append(
                 {
                     "name": info.name,
-                    "acceleration": mask.acceleration,
-                    "center_fraction": mask.center_fraction,
-                    "num_low_frequency": mask.num_low_frequencies,
+                    "acceleration": acceleration,
+                    "center_fraction": fraction,
+                    "num_low_frequency": low,
                     "num_columns": info.num_columns,
-                    "sampled_columns": int(mask.columns.sum()),
+                    "sampled_columns": int(mask.sum()),
                     "source_sha256": file_sha256(info.path),
                 }
             )
@@ -185,23 +176,6 @@ def freeze_split(config: FreezeConfig, *, track: Track = silent) -> Path:
         return make_folder_once(out, fill)
     except OSError as error:
         raise InputError(f"--out: {out} cannot be written ({error.strerror})") from None
-
-
-def _masks(
-    volumes: Sequence[VolumeInfo], config: FreezeConfig, fractions: Mapping[int, float]
-) -> dict[str, DrawnMask]:
-    dealt = deal_accelerations([info.name for info in volumes], config.accel, config.seed)
-    masks = {}
-    for info in volumes:
-        if info.has_mask:
-            raise InputError(
-                f"{info.path}: stores a mask already; --split must name a fully sampled split"
-            )
-        acceleration = dealt[info.name]
-        masks[info.name] = draw_mask(
-            info.name, info.num_columns, config.mask_type, acceleration, fractions[acceleration]
-        )
-    return masks
 
 
 def verify_split(folder: Path, *, track: Track = silent) -> int:

@@ -10,6 +10,7 @@ from torch import nn
 
 from fastmri_plugin.framework import MriModule, UnetModule, VarNetModule
 from fastmri_plugin.lightning2 import on_lightning2
+from fastmri_plugin.task import FASTMRI_MODELS
 from fastmri_plugin.transforms import ImageSample
 from img2img_recon.metrics import ssim_loss
 from img2img_recon.networks.zoo import build_model
@@ -17,10 +18,9 @@ from img2img_recon.training.trainer import one_cycle
 from img2img_recon.wrappers import AnySize, Normalized
 
 LOGGED_IMAGES = 4
-# fastMRI's modules, and the attribute that holds their network.
-FASTMRI_MODULES: dict[str, tuple[type[MriModule], str]] = {
-    "fastmri_unet": (UnetModule, "unet"),
-    "fastmri_varnet": (VarNetModule, "varnet"),
+FASTMRI_MODULES: dict[str, type[MriModule]] = {
+    "fastmri_unet": UnetModule,
+    "fastmri_varnet": VarNetModule,
 }
 
 
@@ -104,9 +104,9 @@ ImageModule = on_lightning2(_ImageModule)
 
 def build_network(name: str, options: Mapping[str, Any]) -> nn.Module:
     """The network of a model as it stands in its Lightning module, with random weights."""
-    if name not in FASTMRI_MODULES:
-        return Normalized(AnySize(build_model(name, **options)))
-    return getattr(build_module(name, options, None, "epoch"), FASTMRI_MODULES[name][1])
+    if name in FASTMRI_MODELS:
+        return FASTMRI_MODELS[name].build(options)
+    return Normalized(AnySize(build_model(name, **options)))
 
 
 def build_module(
@@ -127,7 +127,7 @@ def build_module(
     """
     if name in FASTMRI_MODULES:
         rate = {} if lr is None else {"lr": lr}
-        module_class = on_lightning2(FASTMRI_MODULES[name][0])
+        module_class = on_lightning2(FASTMRI_MODULES[name])
         return module_class(**options, **rate, num_log_images=LOGGED_IMAGES)
     assert lr is not None
     return ImageModule(build_network(name, options), lr, lr_interval)

@@ -12,7 +12,7 @@ from fastmri_plugin.listing import list_volumes, split_folder
 from fastmri_plugin.methods import Reconstructor, make_method
 from fastmri_plugin.score_tables import summarise
 from fastmri_plugin.scoring import TargetFile, score_reconstructions
-from fastmri_plugin.submission import validate_submission, write_submission
+from fastmri_plugin.submission import check_submission, write_submission
 from fastmri_plugin.trained import TrainedNetwork
 from fastmri_plugin.volumes import (
     VolumeInfo,
@@ -85,5 +85,5 @@ def export_test_split(prepared: MriRun) -> Path:
     made = network.reconstruct(infos, config.masks(), prepared.track)
     path = run.path / SUBMISSION
     write_submission(_kept(made, run.reconstructions / "test"), infos, path, overwrite=True)
-    validate_submission(path, infos)
+    check_submission(path, infos).raise_if_invalid()
     return path

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,26 +49,13 @@ class ScoreRow:
 
 def summarise(scores: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Mean over volumes of each metric; empty without a volume."""
-    return {name: float(np.mean(values)) for name, values in _columns(scores).items()}
-
-
-def _columns(scores: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
     rows = list(scores)
-    names = [name for name in METRICS if rows and all(name in row for row in rows)]
-    return {name: [row[name] for row in rows] for name in names}
+    return {name: float(np.mean([row[name] for row in rows])) for name in METRICS if rows}
 
 
-def _row(
-    volumes: Sequence[ScoredVolume], acquisition: str | None, acceleration: int | None
-) -> ScoreRow:
-    scores = [volume.scores for volume in volumes]
-    std = {
-        name: float(np.std(values, ddof=1))
-        if len(values) > 1 and np.isfinite(values).all()
-        else 0.0
-        for name, values in _columns(scores).items()
-    }
-    return ScoreRow(acquisition, acceleration, len(volumes), summarise(scores), std)
+def _spread(values: Sequence[float]) -> float:
+    several = len(values) > 1 and np.isfinite(values).all()
+    return float(np.std(values, ddof=1)) if several else 0.0
 
 
 def group_scores(volumes: Sequence[ScoredVolume]) -> list[ScoreRow]:
@@ -93,7 +80,10 @@ def group_scores(volumes: Sequence[ScoredVolume]) -> list[ScoreRow]:
             and acceleration in (None, volume.acceleration)
         ]
         if members:
-            rows.append(_row(members, acquisition, acceleration))
+            scores = [volume.scores for volume in members]
+            std = {name: _spread([row[name] for row in scores]) for name in METRICS}
+            row = ScoreRow(acquisition, acceleration, len(members), summarise(scores), std)
+            rows.append(row)
     return rows
 
 
@@ -162,21 +152,13 @@ def scores_json(volumes: Sequence[ScoredVolume], rows: Sequence[ScoreRow]) -> di
     The PSNR of a perfect reconstruction is infinite, which JSON lacks; it becomes null.
     """
 
-    def plain(scores: Mapping[str, float]) -> dict[str, float | None]:
-        return {name: value if math.isfinite(value) else None for name, value in scores.items()}
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return {
-        "groups": [
-            {
-                "label": row.label,
-                "acquisition": row.acquisition,
-                "acceleration": row.acceleration,
-                "volumes": row.volumes,
-                "mean": plain(row.mean),
-                "std": plain(row.std),
-            }
-            for row in rows
-        ],
+        "groups": [plain({"label": row.label, **asdict(row)}) for row in rows],
         "volumes": {
             volume.name: {
                 "acquisition": volume.acquisition,

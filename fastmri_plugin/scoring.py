@@ -117,21 +117,15 @@ def find_targets(target_path: Path, predictions_path: Path, challenge: Challenge
     if volume_names(target_path):
         return target_path
     candidates = [target_path / "targets" / f"{challenge}_test", target_path / f"{challenge}_val"]
-    present = [folder for folder in candidates if volume_names(folder)]
-    fitting = [f for f in present if not set(volume_names(f)).isdisjoint(predicted)]
+    fitting = [folder for folder in candidates if {*volume_names(folder)} & {*predicted}]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
         folders = " and ".join(map(str, fitting))
         raise InputError(f"--target_path: the predictions fit both {folders}; give one of the two")
-    if present:
-        raise InputError(
-            f"--target_path: {present[0]} has no file named as the predictions are "
-            f"(such as {predicted[0]})"
-        )
     raise InputError(
-        f"--target_path: no *.h5 file in {target_path}, in its targets/{challenge}_test or in its "
-        f"{challenge}_val"
+        f"--target_path: no *.h5 file in {target_path}, and in its targets/{challenge}_test and "
+        f"{challenge}_val no file named as the predictions are (such as {predicted[0]})"
     )
 
 
@@ -286,16 +280,13 @@ def score_folders(
     """Score a folder of reconstructions against a folder of targets, file by file.
 
     Args:
-        targets: folder of fastMRI files with `reconstruction_esc` or `reconstruction_rss`.
+        targets: folder of fastMRI files with the challenge's target.
         predictions: folder of files of the same names with `reconstruction`.
         challenge: which target.
         acquisition: score only volumes of this acquisition.
         acceleration: score only volumes of this stored acceleration.
         num_workers: threads; each holds one volume.
         track: shows the progress over volumes.
-
-    Returns:
-        The scored volumes in the order of their names.
 
     Raises:
         InputError: naming the file: a prediction missing, without a target, of another shape, not

@@ -65,7 +65,11 @@ class SubmissionReport:
         )
 
     def raise_if_invalid(self) -> None:
-        """Raise an InputError with the first problem and their number, if there is one."""
+        """Stop at an archive that is not valid.
+
+        Raises:
+            InputError: the first problem, and how many more there are.
+        """
         if self.problems:
             others = len(self.problems) - 1
             more = f" (and {others} more problem{'s' * (others > 1)})" if others else ""
@@ -326,20 +330,3 @@ def check_submission(
             slices += count
             problems += [f"{name}: {problem}" for problem in found]
     return SubmissionReport(zip_path, len(expected), slices, num_bytes, tuple(problems))
-
-
-def validate_submission(
-    zip_path: Path,
-    infos: Sequence[VolumeInfo],
-    *,
-    mask_of: MaskOf = stored_mask,
-    track: Track = silent,
-) -> SubmissionReport:
-    """Check as `check_submission` does and raise if anything is wrong.
-
-    Raises:
-        InputError: the first problem, and how many more there are.
-    """
-    report = check_submission(zip_path, infos, mask_of=mask_of, track=track)
-    report.raise_if_invalid()
-    return report

@@ -75,10 +75,10 @@ LAPTOP = Recipe(
     },
 )
 
-# fastMRI's own modules, with the options of theirs that are flags.
+# fastMRI's own networks, which its own modules train (`fastmri_plugin.module`).
 FASTMRI_MODELS = {
     "fastmri_unet": Row(
-        "fastmri.pl_modules:UnetModule",
+        "fastmri.models:Unet",
         own_options=(
             Option("in_chans", int, 1, "channels of the images that come in"),
             Option("out_chans", int, 1, "channels of the images that go out"),
@@ -88,7 +88,7 @@ FASTMRI_MODELS = {
         ),
     ),
     "fastmri_varnet": Row(
-        "fastmri.pl_modules:VarNetModule",
+        "fastmri.models:VarNet",
         own_options=(
             Option("num_cascades", int, 12, "number of cascades"),
             Option("pools", int, 4, "number of poolings of a cascade's U-Net"),

@@ -6,6 +6,7 @@ python fastmri_plugin/train.py --challenge singlecoil --accel 4 [--data_path DIR
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +35,12 @@ def test(config: TrainConfig) -> Path:
         raise InputError(
             f"--model: given {config.model}, but {config.run} was trained with {trained}"
         )
-    flags = SplitFlags(
-        challenge=config.challenge,
-        accel=config.accel,
-        data_path=config.data_path,
-        anatomy=config.anatomy,
-        center_fractions=config.center_fractions,
-        mask_type=config.mask_type,
-        run=(config.run,),
-        method=config.baselines,
-        test_split=config.test_split,
-        test_path=config.test_path,
-        accelerator=config.accelerator,
-        batch_size=config.batch_size or 1,
-        num_workers=config.num_workers or 0,
-        progress=config.progress,
-    )
-    split = open_split(flags, report)
+    given: dict[str, Any] = {
+        item.name: getattr(config, item.name, None) for item in fields(SplitFlags)
+    }
+    given |= {"run": (config.run,), "method": config.baselines}
+    given |= {"batch_size": config.batch_size or 1, "num_workers": config.num_workers or 0}
+    split = open_split(SplitFlags(**given), report)
     return reconstruct_into(config.out or default_out(config.run, split.folder), split)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +73,9 @@ class TrainedNetwork(Reconstructor):
     ) -> Iterator[tuple[str, np.ndarray]]:
         """See `Reconstructor`; volumes with a stored mask come first."""
         total = sum(info.num_slices for info in infos)
-        name, images = None, []
-        for fname, image in track(self._slices(infos, masks), "reconstructing", total):
-            if name is not None and fname != name:
-                yield name, np.stack(images)
-                images = []
-            name = fname
-            images.append(image)
-        if name is not None:
-            yield name, np.stack(images)
+        slices = track(self._slices(infos, masks), "reconstructing", total)
+        for name, images in groupby(slices, key=itemgetter(0)):
+            yield name, np.stack([image for _, image in images])
 
     def _slices(
         self, infos: Sequence[VolumeInfo], masks: MaskSpec

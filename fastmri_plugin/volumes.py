@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h5py
 import numpy as np
@@ -16,9 +16,6 @@ from fastmri_plugin.headers import read_header
 from fastmri_plugin.kspace import center_crop, crop_size
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import atomic_path
-
-if TYPE_CHECKING:
-    from fastmri_plugin.masks import DrawnMask
 
 TARGET_KEYS: dict[str, str] = {
     "singlecoil": "reconstruction_esc",
@@ -276,7 +273,9 @@ def write_volume(
         )
 
 
-def freeze_volume(source: Path, masked: Path, target: Path, mask: DrawnMask) -> None:
+def freeze_volume(
+    source: Path, masked: Path, target: Path, mask: np.ndarray, acceleration: int, num_low: int
+) -> None:
     """Write the masked file and the target file of one fully sampled volume, atomically.
 
     The masked file holds nothing of the target, not even its maximum. K-space is read and written
@@ -287,21 +286,23 @@ def freeze_volume(source: Path, masked: Path, target: Path, mask: DrawnMask) -> 
         masked: file to write with k-space (zero outside the mask), mask, header, acquisition,
             patient_id, acceleration and num_low_frequency.
         target: file to write with the target, max, norm, acquisition, patient_id and acceleration.
-        mask: the volume's mask.
+        mask: bool (W,), the columns to keep.
+        acceleration: nominal.
+        num_low: columns kept at the centre.
     """
     with open_volume(source) as volume:
         kept = ("acquisition", "patient_id")
         shared = {name: volume.attrs[name] for name in kept if name in volume.attrs}
-        shared["acceleration"] = mask.acceleration
+        shared["acceleration"] = acceleration
         kspace = volume["kspace"]
         with atomic_path(masked) as temporary, h5py.File(temporary, "w") as output:
             output["ismrmrd_header"] = volume["ismrmrd_header"][()]
-            output["mask"] = mask.columns
+            output["mask"] = columns = mask.astype(np.float32)
             stored = output.create_dataset("kspace", shape=kspace.shape, dtype=np.complex64)
             for slice_num in range(kspace.shape[0]):
                 # Adding zero turns the -0 of the masked columns into 0, as fastMRI does.
-                stored[slice_num] = kspace[slice_num] * mask.columns + 0.0
-            output.attrs.update({**shared, "num_low_frequency": mask.num_low_frequencies})
+                stored[slice_num] = kspace[slice_num] * columns + 0.0
+            output.attrs.update({**shared, "num_low_frequency": num_low})
         key = TARGET_KEYS[challenge_of(kspace.shape)]
         values = volume[key][()]
         with atomic_path(target) as temporary, h5py.File(temporary, "w") as output:

@@ -25,7 +25,7 @@ from fastmri_plugin.data import (
 from fastmri_plugin.headers import Header, write_header
 from fastmri_plugin.listing import list_volumes
 from fastmri_plugin.masks import MaskSpec
-from fastmri_plugin.transforms import ImageTransform
+from fastmri_plugin.transforms import ImageTransform, build_transform
 from fastmri_plugin.volumes import VolumeInfo
 from img2img_recon.training.batches import ShuffledBatches, WholeGroups
 
@@ -217,6 +217,22 @@ def test_a_run_on_mixed_sizes(tmp_path, model):
         assert reconstruction.dtype == np.float32
         assert np.isfinite(reconstruction).all()
     assert len(metrics["volumes"][model]) == len(MIXED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["img2img_mixer", "fastmri_unet"])
+def test_loader_processes_may_be_spawned(tiny_data, model):
+    """As Windows and macOS start them; masks are drawn there as here."""
+    volumes = list_volumes(tiny_data("singlecoil") / "singlecoil_val", "singlecoil")
+    masks = MaskSpec("random", (4,), (0.2,)).mask_func()
+    data = SliceDataset(volumes, build_transform(model, "singlecoil", masks, True))
+    spawned = volume_loader(data, 2, 1)
+    spawned.multiprocessing_context = "spawn"
+    pairs = list(zip(spawned, volume_loader(data, 2, 0), strict=True))
+    assert len(pairs) == 2
+    for there, here in pairs:
+        assert there.fname == here.fname
+        torch.testing.assert_close(there.image, here.image, rtol=0, atol=0)
 
 
 def test_loader_keeps_order_and_sizes(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from fastmri_plugin.export_submission import main
 from fastmri_plugin.listing import list_volumes
 from fastmri_plugin.methods import METHODS, ZeroFilled
-from fastmri_plugin.submission import validate_submission
+from fastmri_plugin.submission import check_submission
 from img2img_recon.support.errors import InputError
 
 
@@ -27,7 +27,7 @@ def test_a_submission_is_made_and_checked(words, tmp_path, capsys):
     main([*words, "--method", "zero_filled", "--out", str(archive)])
     assert "2 volumes, 4 slices" in capsys.readouterr().out
     infos = list_volumes(data / f"{challenge}_test", challenge)
-    validate_submission(archive, infos)
+    check_submission(archive, infos).raise_if_invalid()
     main([*words, "--validate", str(archive)])
     assert "valid submission" in capsys.readouterr().out
 
@@ -67,7 +67,7 @@ def test_what_is_not_valid_is_refused_after_it_was_made(words, tmp_path, monkeyp
         (["--validate", "a.zip", "--out", "b.zip"], "--validate: give it without"),
         (["--validate", "a.zip", "--batch_size", "0"], "--batch_size: given 0"),
         (["--validate", "a.zip", "--test_split", "train"], "--test_split: given train"),
-        (["--method", "ista", "--out", "b.zip"], "ista: no such method or run"),
+        (["--method", "ista", "--out", "b.zip"], "--method: given ista; allowed: zero_filled, tv"),
         (["--run", "nowhere", "--out", "b.zip"], "nowhere: no such checkpoint"),
     ],
 )

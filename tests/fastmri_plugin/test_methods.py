@@ -113,7 +113,7 @@ def test_slices_to_choose_on_come_from_the_middle_of_different_volumes(demo):
 
 def test_errors_say_what_and_where(demo, tmp_path):
     train, val = demo
-    with pytest.raises(InputError, match="ista: no such method or run; methods: zero_filled, tv"):
+    with pytest.raises(InputError, match="--method: given ista; allowed: zero_filled, tv"):
         make_method("ista")
     with pytest.raises(InputError, match="tv: the regularization is None"):
         list(TotalVariation().reconstruct(val, MASKS))

@@ -12,17 +12,17 @@ from fastmri_plugin.lightning2 import on_lightning2
 from fastmri_plugin.listing import list_volumes
 from fastmri_plugin.masks import MaskSpec
 from fastmri_plugin.module import build_module, build_network
-from fastmri_plugin.task import FASTMRI_MODELS
+from fastmri_plugin.task import TASK
 from fastmri_plugin.transforms import build_transform
 from img2img_recon.networks.zoo import complete_config
 
-VARNET = {"num_cascades": 1, "pools": 1, "chans": 2, "sens_pools": 1, "sens_chans": 2}
+GIVEN = {
+    "img2img_mixer": {"in_chans": 1, "out_chans": 1, "embed_dim": 4, "depth": 1},
+    "fastmri_unet": {"chans": 2, "num_pool_layers": 1},
+    "fastmri_varnet": {"num_cascades": 1, "pools": 1, "chans": 2, "sens_pools": 1, "sens_chans": 2},
+}
 OPTIONS = {
-    "img2img_mixer": complete_config(
-        "img2img_mixer", {"in_chans": 1, "out_chans": 1, "embed_dim": 4, "depth": 1}, (32, 32)
-    ),
-    "fastmri_unet": FASTMRI_MODELS["fastmri_unet"] | {"chans": 2, "num_pool_layers": 1},
-    "fastmri_varnet": VARNET,
+    model: complete_config(model, given, (32, 32), TASK.models()) for model, given in GIVEN.items()
 }
 
 

@@ -12,7 +12,6 @@ from fastmri_plugin.submission import (
     ALLOWED_RATIO,
     check_submission,
     intensity_ratio,
-    validate_submission,
     write_submission,
 )
 from fastmri_plugin.volumes import (
@@ -131,7 +130,7 @@ def test_a_defect_is_found_and_named(split, honest, tmp_path, defect):
     second = infos[1].name
     path = repack(honest, tmp_path / "bad.zip", lambda name, data: change(name, data, second))
     with pytest.raises(InputError, match=says) as caught:
-        validate_submission(path, infos)
+        check_submission(path, infos).raise_if_invalid()
     assert "\n" not in str(caught.value)
     problems = check_submission(path, infos).problems
     assert any(second in problem for problem in problems)
@@ -139,7 +138,8 @@ def test_a_defect_is_found_and_named(split, honest, tmp_path, defect):
 
 def test_an_honest_submission_is_valid_and_flat(split, honest):
     _, _, infos, volumes = split
-    report = validate_submission(honest, infos)
+    report = check_submission(honest, infos)
+    report.raise_if_invalid()
     assert report.problems == ()
     assert (report.volumes, report.slices) == (2, 12)
     assert report.num_bytes == honest.stat().st_size
@@ -164,7 +164,7 @@ def test_a_target_is_a_valid_submission_too(split, tmp_path):
             :, :, crop : crop + info.image_size[1]
         ]
     path = write_submission(volumes.items(), infos, tmp_path / "t.zip")
-    validate_submission(path, infos)
+    check_submission(path, infos).raise_if_invalid()
 
 
 def test_all_problems_are_listed_and_counted(split, honest, tmp_path):
@@ -183,7 +183,7 @@ def test_twice_the_same_name_is_found(split, honest, tmp_path):
     with pytest.warns(UserWarning, match="Duplicate name"):
         path = repack(honest, tmp_path / "bad.zip", lambda name, data: [(name, data), (name, data)])
     with pytest.raises(InputError, match="2 times in the archive"):
-        validate_submission(path, infos)
+        check_submission(path, infos).raise_if_invalid()
 
 
 def test_a_file_that_is_no_archive_is_refused(split, tmp_path):
@@ -191,9 +191,9 @@ def test_a_file_that_is_no_archive_is_refused(split, tmp_path):
     path = tmp_path / "text.zip"
     path.write_text("no")
     with pytest.raises(InputError, match="not a zip archive"):
-        validate_submission(path, infos)
+        check_submission(path, infos).raise_if_invalid()
     with pytest.raises(InputError, match=r"none.zip: no such file"):
-        validate_submission(tmp_path / "none.zip", infos)
+        check_submission(tmp_path / "none.zip", infos).raise_if_invalid()
 
 
 def test_the_ratio_bounds_are_where_they_are_said_to_be():
@@ -257,5 +257,5 @@ def test_the_mask_of_a_split_without_masks_is_the_callers(split, tmp_path):
             images = [zero_filled(k, None, info.image_size) for k in file["kspace"]]
         volumes[info.name] = np.stack(images)
     path = write_submission(volumes.items(), infos, tmp_path / "val.zip")
-    validate_submission(path, infos, mask_of=mask_of)
+    check_submission(path, infos, mask_of=mask_of).raise_if_invalid()
     assert asked == [info.name for info in infos]

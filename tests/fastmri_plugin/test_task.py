@@ -155,7 +155,7 @@ def test_fastmris_modules_keep_their_rate_and_schedule(tmp_path):
     builtin = resolved(model="fastmri_varnet", challenge="multicoil", chans=4)
     assert (builtin.batch_size, builtin.options["num_cascades"]) == (1, 4)
     assert builtin.options["chans"] == 4
-    with pytest.raises(InputError, match="fastmri_unet has no such option"):
+    with pytest.raises(InputError, match="fastmri_unet has no option 'num_cascades'"):
         resolved(model="fastmri_unet", num_cascades=2)
 
 
