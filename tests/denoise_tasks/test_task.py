@@ -77,7 +77,7 @@ def test_options_follow_the_crop_and_the_channels():
     assert config.options["img_size"] == [100, 100]
     assert (config.options["in_chans"], config.options["out_chans"]) == (1, 1)
     assert resolved(model="multires_mixer", crop_size=100).options["img_size"] == [128, 128]
-    with pytest.raises(InputError, match="patch_size.* 8, but the images are 6 x 6"):
+    with pytest.raises(InputError, match=r"patch_size.* 8, but the images are 6 x 6"):
         resolved(crop_size=6, patch_size=8)
 
 
