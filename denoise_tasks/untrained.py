@@ -43,10 +43,7 @@ class UntrainedConfig:
     """Fit untrained networks to one picture, to noise and to their sum."""
 
     image: Path | None = flag(
-        None,
-        help="a picture, colour is made grey; default: scikit-image's camera",
-        group="data",
-        basic=True,
+        None, help="a picture; default: scikit-image's camera", group="data", basic=True
     )
     run: Path | None = flag(None, help="folder to write; default: runs/untrained-HASH", basic=True)
     short: bool = flag(
@@ -60,8 +57,7 @@ class UntrainedConfig:
     )
     sigma: GreyLevels | None = flag(
         None,
-        help="standard deviation of the noise, where 255 is the picture's maximum; default: noise of half "
-        "the picture's norm, as published",
+        help="noise, where 255 is the picture's maximum; default: of half its norm, as published",
         group="data",
         basic=True,
     )
@@ -72,10 +68,7 @@ class UntrainedConfig:
         basic=True,
     )
     lr: PositiveFloat | None = flag(
-        None,
-        help="first learning rate of all networks; default: each has its own",
-        group="training",
-        basic=True,
+        None, help="first learning rate; default: each network's own", group="training", basic=True
     )
     seed: NonNegativeInt = flag(
         1, help="of noise, input and first weights", group="training", basic=True
