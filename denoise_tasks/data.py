@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,11 +14,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from denoise_tasks.noise import PAPER_CROP, Image, noise_seed, noisy_copy, prepare_clean
+from denoise_tasks.options import TrainConfig
 from denoise_tasks.pairs import Pair
 from denoise_tasks.pixel_store import PixelStore, name_in, open_store
 from denoise_tasks.scoring import MIN_SCORED, Case
 from denoise_tasks.splits import Source, gaussian_split, pairs_split, subset
-from denoise_tasks.task import PAIRS_CENTRE, TrainConfig
+from denoise_tasks.task import PAIRS_CENTRE
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.progress import Track
 from img2img_recon.support.seeds import seed_of
@@ -47,7 +49,6 @@ class TrainBatch(NamedTuple):
 class EvalBatch(NamedTuple):
     """One image to score: float32 (1, C, H, W), clean in [0, 1]."""
 
-    name: list[str]
     noisy: Tensor
     clean: Tensor
 
@@ -81,6 +82,7 @@ def grid_windows(store: PixelStore, size: int) -> list[Window]:
     ]
 
 
+@dataclass(eq=False)
 class TrainCrops(Dataset):
     """Batches of crops, cut out of the memory-mapped images.
 
@@ -91,32 +93,18 @@ class TrainCrops(Dataset):
         seed: seeds position, orientation and fixed noise.
         noisy: the same images with real noise, in the same order; None for synthetic noise.
         divide_by_max: scale by the image's maximum (protocol `paper`) instead of 255.
-        augment: draw one of the eight orientations.
+        augment: draw one of the eight orientations, unless fixed.
         fixed: the same crop, orientation and noise seed in every epoch.
     """
 
-    def __init__(
-        self,
-        clean: PixelStore,
-        windows: Sequence[Window],
-        crop: int,
-        seed: int,
-        *,
-        noisy: PixelStore | None = None,
-        divide_by_max: bool = False,
-        augment: bool = False,
-        fixed: bool = False,
-    ) -> None:
-        self.clean, self.noisy, self.windows = clean, noisy, list(windows)
-        self.crop, self.seed, self.fixed = crop, seed, fixed
-        self.augment = augment and not fixed
-        self.divide_by_max = divide_by_max
-        for window in self.windows:
-            if min(window.height, window.width) < crop:
-                raise InputError(
-                    f"--crop_size: given {crop}, but {clean.names[window.image]} is "
-                    f"{window.height} x {window.width}; give a smaller crop or --skip_small"
-                )
+    clean: PixelStore
+    windows: Sequence[Window]
+    crop: int
+    seed: int
+    noisy: PixelStore | None = None
+    divide_by_max: bool = False
+    augment: bool = False
+    fixed: bool = False
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -143,13 +131,14 @@ class TrainCrops(Dataset):
             if self.divide_by_max:
                 # An all-black image has nothing to be divided by.
                 scale[row] = max(self.clean.maxima[window.image], 1)
-            if self.augment:
+            if self.augment and not self.fixed:
                 orientation[row] = draw.randrange(ORIENTATIONS)
             if seeds is not None:
                 seeds[row] = seed_of("fixed noise", self.seed, index)
         return TrainBatch(clean, noisy, scale, orientation, seeds)  # type: ignore[arg-type]
 
 
+@dataclass(eq=False)
 class EvalImages(Dataset):
     """Images to score, each with noise that is the same every time.
 
@@ -161,17 +150,11 @@ class EvalImages(Dataset):
         noisy: the same images with real noise.
     """
 
-    def __init__(
-        self,
-        clean: PixelStore,
-        windows: Sequence[Window],
-        *,
-        protocol: str = "standard",
-        sigma: float | None = None,
-        noisy: PixelStore | None = None,
-    ) -> None:
-        self.clean, self.noisy, self.windows = clean, noisy, list(windows)
-        self.protocol, self.sigma = protocol, sigma
+    clean: PixelStore
+    windows: Sequence[Window]
+    protocol: str = "standard"
+    sigma: float | None = None
+    noisy: PixelStore | None = None
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -199,8 +182,7 @@ class EvalImages(Dataset):
             return clean, pixels(self.noisy)
         assert self.sigma is not None
         clean = prepare_clean(clean, self.protocol)
-        name = self.clean.names[window.image]
-        seed = noise_seed(self.protocol, name)
+        seed = noise_seed(self.protocol, self.clean.names[window.image])
         return clean, noisy_copy(clean, self.sigma, self.protocol, seed)
 
     def cases(self) -> list[Case]:
@@ -214,7 +196,7 @@ class EvalImages(Dataset):
     def __getitem__(self, keys: Sequence[int]) -> EvalBatch:
         (number,) = keys
         clean, noisy = (np.moveaxis(image, 2, 0)[None].copy() for image in self.arrays(number))
-        return EvalBatch([self.name(number)], noisy, clean)  # type: ignore[arg-type]
+        return EvalBatch(noisy, clean)  # type: ignore[arg-type]
 
 
 def gaussian_images(
@@ -290,14 +272,8 @@ def pair_images(config: TrainConfig, report: Report, track: Track) -> tuple[Trai
     def on_broken(message: str) -> None:
         report(f"skipped: {message}")
 
-    train, val, _ = pairs_split(
-        folder,
-        config.val_scenes,
-        config.val_share,
-        config.test_share,
-        config.split_seed,
-        on_broken,
-    )
+    shares = (config.val_share, config.test_share, config.split_seed)
+    train, val, _ = pairs_split(folder, config.val_scenes, *shares, on_broken)
     sources = [Source(pair.noisy, pair.scene) for pair in train]
     chosen = subset(sources, config.train_images, folder, config.split_seed, "--train_images")
     kept = {source.path for source in chosen}

@@ -49,15 +49,12 @@ class DenoiseConfig:
     )
     out: Path | None = flag(
         None,
-        help="folder for the results, under the inputs' names; the benchmark's file, .csv or .mat",
+        help="folder for the results; of the benchmark a .csv or .mat file",
         group="data",
         basic=True,
     )
     sidd_benchmark: Path | None = flag(
-        None,
-        help="in the place of files: BenchmarkNoisyBlocksSrgb.mat, to make a submission",
-        group="data",
-        basic=True,
+        None, help="BenchmarkNoisyBlocksSrgb.mat in the place of inputs", group="data", basic=True
     )
     validate_submission: Path | None = flag(
         None, help="only check such a submission", group="data", basic=True
@@ -66,12 +63,11 @@ class DenoiseConfig:
         None, help="run folder or checkpoint file of denoise_tasks/train.py", basic=True
     )
     method: str | None = flag(
-        None, help="a classical method in its place: bm3d, bm3d_channelwise or tv", basic=True
+        None, help="a classical method instead: bm3d, bm3d_channelwise, tv", basic=True
     )
     sigma: GreyLevels | Literal["auto"] | None = flag(
         None,
-        help="noise of the pictures, of 255 grey levels, or auto to estimate it: classical methods need it, "
-        "and a network that was trained for another level is warned about",
+        help="noise of 255 grey levels, or auto to estimate it; classical methods need it",
         group="data",
         basic=True,
     )
@@ -79,13 +75,10 @@ class DenoiseConfig:
         False, help="mean over the eight flips and quarter turns (networks)", basic=True
     )
     overwrite: bool = flag(False, help="replace files that exist", basic=True)
-    accelerator: Accelerator = flag(
-        "auto", help="where the network runs", group="cluster", basic=True
-    )
+    accelerator: Accelerator = flag("auto", help="where networks run", group="cluster", basic=True)
     tile_batch: PositiveInt | None = flag(
         None,
-        help="tiles of 256 x 256 that go through the network at once; more takes more memory "
-        "(default: 4, on a GPU 32)",
+        help="tiles of 256 x 256 at once, which takes memory; default: 4, on a GPU 32",
         group="cluster",
     )
     progress: bool = flag(True, help="progress bars", basic=True)

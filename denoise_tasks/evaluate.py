@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from denoise_tasks.task import Protocol
+from denoise_tasks.options import Protocol
 from img2img_recon.support.cli import flag, parse_config, script
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import atomic_path, writable_folder, write_json
@@ -40,29 +40,24 @@ class EvaluateConfig:
     )
     method: tuple[str, ...] = flag(
         (),
-        help="classical methods beside them: bm3d (seconds an image), bm3d_channelwise (the paper's weaker "
-        "call), tv; may be given several times",
+        help="classical methods: bm3d (slow), bm3d_channelwise (the paper's weaker call), tv",
         basic=True,
     )
     method_sigma: Literal["given", "oracle", "estimated"] = flag(
-        "given",
-        help="what classical methods are told: the noise added (real noise: oracle), or an estimate",
+        "given", help="what methods are told of the noise; of real noise given is the oracle"
     )
     slow_images: PositiveInt | None = flag(
         None, help="slow methods (BM3D) only on the first so many images"
     )
     data_path: Path | None = flag(
-        None,
-        help="folder of clean images (with --sigma), or SIDD's folder or one of noisy/clean pairs",
-        group="data",
-        basic=True,
+        None, help="clean images (with --sigma), or SIDD or other pairs", group="data", basic=True
     )
     sidd_validation: tuple[Path, Path] | None = flag(
         None, help="ValidationNoisyBlocksSrgb.mat ValidationGtBlocksSrgb.mat", group="data"
     )
     split: Literal["all", "val", "test"] = flag(
         "all",
-        help="val or test: only what the runs left out of their training, found as they did",
+        help="val or test: what the runs left out of their training",
         group="data",
         basic=True,
     )

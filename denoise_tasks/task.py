@@ -1,4 +1,4 @@
-"""The two tasks of denoising, Gaussian noise and pairs of photographs: flags, recipes, what is trained and scored."""
+"""The two tasks of denoising, Gaussian noise and pairs of photographs: recipes, what is trained and scored."""
 
 from __future__ import annotations
 
@@ -6,18 +6,10 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from img2img_recon.support.cli import flag
+from denoise_tasks.options import TrainConfig
 from img2img_recon.support.errors import InputError
-from img2img_recon.support.types import (
-    GreyLevels,
-    NonNegativeInt,
-    OpenUnitInterval,
-    PositiveInt,
-    ShareBelowOne,
-)
-from img2img_recon.training.options import TrainingFlags
 from img2img_recon.training.run_folder import RunFolder, config_hash
 from img2img_recon.training.task import PreparedRun, Report, Task, TrainingParts, Workload
 
@@ -30,8 +22,6 @@ if TYPE_CHECKING:
     from denoise_tasks.scoring import Case
     from img2img_recon.networks.zoo import Row
     from img2img_recon.support.progress import Track
-
-Protocol = Literal["paper", "standard"]
 
 # The paper's settings (arXiv:2202.02018 and its code).
 PAPER_RECIPE: dict[str, Any] = {"crop_size": 256, "halve_at_epoch": 50, "num_workers": 2}
@@ -68,80 +58,6 @@ LAPTOP_NETWORKS: dict[str, dict[str, Any]] = {
 # Side of the part of a photograph of a pair that is cut into patches, as published for SIDD.
 PAIRS_CENTRE = 2048
 PANELS = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig(TrainingFlags):
-    """Train a denoising network on Gaussian noise or on pairs of noisy and clean photographs."""
-
-    task: Literal["gaussian", "pairs"] = flag(
-        help="gaussian: clean images, noise is added; pairs: noisy and clean photographs",
-        group="data",
-        basic=True,
-    )
-    sigma: GreyLevels | None = flag(
-        None,
-        help="standard deviation of the noise, of 255 grey levels (gaussian)",
-        group="data",
-        basic=True,
-    )
-    data_path: Path | None = flag(
-        None,
-        help="folder of images or of class folders (gaussian; default: the photographs of scikit-image), "
-        "SIDD's folder or any folder of noisy/clean pairs (pairs)",
-        group="data",
-        basic=True,
-    )
-    val_scenes: tuple[str, ...] | None = flag(
-        None,
-        help="scenes that validate (pairs; default 6 9 of SIDD, of other pairs a seeded share)",
-        group="data",
-    )
-    val_share: OpenUnitInterval = flag(
-        0.1, help="share of the classes, pictures or scenes that validate", group="data"
-    )
-    test_share: ShareBelowOne = flag(
-        0.0, help="share of them kept for evaluate.py --split test", group="data"
-    )
-    split_seed: NonNegativeInt = flag(
-        42,
-        help="decides the sides and the subsets, so that runs of another --seed have the same",
-        group="data",
-    )
-    train_images: PositiveInt | None = flag(
-        None,
-        help="a seeded subset of so many training images; smaller ones lie within larger ones",
-        group="data",
-        basic=True,
-    )
-    val_images: PositiveInt | None = flag(
-        100, help="at most so many validation images", group="data"
-    )
-    protocol: Protocol | None = flag(
-        None, help="paper or standard; see denoise_tasks/noise.py (gaussian)", group="data"
-    )
-    channels: Literal[1, 3] = flag(3, help="1 trains on luminance, 3 on colour", group="data")
-    crop_size: PositiveInt | None = flag(
-        None, help="side of the training crops", group="data", basic=True
-    )
-    crops_per_image: PositiveInt | None = flag(
-        None, help="crops of each image in an epoch (gaussian)", group="data"
-    )
-    augment: bool | None = flag(
-        None, help="flips and quarter turns of the training crops", group="data"
-    )
-    fixed_noise: bool = flag(
-        False,
-        help="the same noise and crop of an image in every epoch, as published (gaussian)",
-        group="data",
-    )
-    skip_small: bool = flag(False, help="leave out images smaller than the crop", group="data")
-    residual: bool = flag(
-        True, help="the network estimates the noise; --no_residual: the image", group="network"
-    )
-    halve_at_epoch: NonNegativeInt | None = flag(
-        None, help="halve the learning rate then; 0 for a one-cycle schedule", group="training"
-    )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from denoise_tasks.task import TASKS, TrainConfig
+from denoise_tasks.options import TrainConfig
+from denoise_tasks.task import TASKS
 from img2img_recon.support.cli import parse_config, script
 from img2img_recon.training.default_words import default_words
 

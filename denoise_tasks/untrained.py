@@ -12,7 +12,6 @@ is published and what is our reading), which want a GPU; `--short` is a picture 
 
 from __future__ import annotations
 
-import csv
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,23 +19,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from img2img_recon.figures import label_of
 from img2img_recon.support.cli import flag, parse_config, script
 from img2img_recon.support.errors import InputError
-from img2img_recon.support.files import atomic_path, write_json
+from img2img_recon.support.files import write_json
 from img2img_recon.support.progress import bar, silent
 from img2img_recon.support.types import GreyLevels, NonNegativeInt, PositiveFloat, PositiveInt
 from img2img_recon.training.options import Accelerator
 from img2img_recon.training.run_folder import RunFolder, config_hash
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from denoise_tasks.untrained_study import Fits, Settings, Targets
+    from denoise_tasks.untrained_study import Targets
 
 Model = Literal["img2img_mixer", "unet", "vit", "original_mixer"]
 FULL_SIZE, FULL_ITERATIONS = 256, 1501
 SHORT_SIZE, SHORT_ITERATIONS = 96, 300
+# What the U-Net's four poolings and the patches of 4 need.
+MIN_SIZE, SIZE_MULTIPLE = 32, 4
 RESULTS = ("metrics.json", "curves.csv", "figures", "fits")
 
 
@@ -45,10 +43,7 @@ class UntrainedConfig:
     """Fit untrained networks to one picture, to noise and to their sum."""
 
     image: Path | None = flag(
-        None,
-        help="a picture, colour is made grey; default: scikit-image's camera",
-        group="data",
-        basic=True,
+        None, help="a picture; default: scikit-image's camera", group="data", basic=True
     )
     run: Path | None = flag(None, help="folder to write; default: runs/untrained-HASH", basic=True)
     short: bool = flag(
@@ -62,8 +57,7 @@ class UntrainedConfig:
     )
     sigma: GreyLevels | None = flag(
         None,
-        help="standard deviation of the noise, where 255 is the picture's maximum; default: noise of half "
-        "the picture's norm, as published",
+        help="noise, where 255 is the picture's maximum; default: of half its norm, as published",
         group="data",
         basic=True,
     )
@@ -74,10 +68,7 @@ class UntrainedConfig:
         basic=True,
     )
     lr: PositiveFloat | None = flag(
-        None,
-        help="first learning rate of all networks; default: each has its own",
-        group="training",
-        basic=True,
+        None, help="first learning rate; default: each network's own", group="training", basic=True
     )
     seed: NonNegativeInt = flag(
         1, help="of noise, input and first weights", group="training", basic=True
@@ -94,35 +85,37 @@ class UntrainedConfig:
         False, help="throw away the study that --run holds and start anew", basic=True
     )
 
-    def settings(self) -> Settings:
-        """The study's settings, checked."""
-        from denoise_tasks.untrained_study import Settings
+    def __post_init__(self) -> None:
+        if self.size is not None and (self.size < MIN_SIZE or self.size % SIZE_MULTIPLE):
+            raise InputError(
+                f"--size: given {self.size}, allowed: multiples of {SIZE_MULTIPLE} from {MIN_SIZE} on"
+            )
+        if self.seed >= 2**32:
+            raise InputError(f"--seed: given {self.seed}, allowed: 0 to {2**32 - 1}")
 
-        size, iterations = FULL_SIZE, FULL_ITERATIONS
-        if self.short:
-            size, iterations = SHORT_SIZE, SHORT_ITERATIONS
-        return Settings(
-            size=self.size or size,
-            iterations=self.iterations or iterations,
-            sigma=self.sigma,
-            lr=self.lr,
-            seed=self.seed,
-            short=self.short,
-        )
+    @property
+    def side(self) -> int:
+        """Of the square picture, in pixels."""
+        return self.size or (SHORT_SIZE if self.short else FULL_SIZE)
+
+    @property
+    def steps(self) -> int:
+        """Of every fit."""
+        return self.iterations or (SHORT_ITERATIONS if self.short else FULL_ITERATIONS)
 
 
-def read_targets(image: Path | None, settings: Settings) -> Targets:
+def read_targets(config: UntrainedConfig) -> Targets:
     """Read the picture, or take scikit-image's `camera`, and add the noise."""
     from denoise_tasks.pictures import read_picture
     from denoise_tasks.untrained_study import make_targets, square_picture
 
-    if image is None:
+    if config.image is None:
         import skimage.data
 
         pixels, name = skimage.data.camera()[..., None] / 255, "scikit-image's camera"
     else:
-        pixels, name = read_picture(image).pixels, f"--image: {image}"
-    return make_targets(square_picture(pixels, settings.size, name), settings.sigma, settings.seed)
+        pixels, name = read_picture(config.image).pixels, f"--image: {config.image}"
+    return make_targets(square_picture(pixels, config.side, name), config.sigma, config.seed)
 
 
 def holds_study(run: RunFolder) -> bool:
@@ -144,59 +137,6 @@ def start_anew(run: RunFolder, content: Mapping[str, Any]) -> None:
     write_json(run.config_file, content)
 
 
-def write_curves(path: Path, fits: Fits) -> None:
-    """Write a row per network, target and iteration: the errors, and the PSNR to the clean picture."""
-    from denoise_tasks.untrained_study import psnr_of
-
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as handle:
-        rows = csv.writer(handle)
-        rows.writerow(("model", "target", "iteration", "mse_target", "mse_image", "psnr_image"))
-        for model, by_target in fits.items():
-            for target, fit in by_target.items():
-                errors = zip(fit.mse_target.tolist(), fit.mse_reference.tolist(), strict=True)
-                for iteration, (to_target, to_reference) in enumerate(errors):
-                    # How far noise is from the picture says nothing.
-                    image = ("", "")
-                    if target != "noise":
-                        image = (f"{to_reference:.6g}", f"{psnr_of(to_reference):.4f}")
-                    rows.writerow((model, target, iteration, f"{to_target:.6g}", *image))
-
-
-def results_table(results: Mapping[str, Any]) -> Table:
-    """One row per network, and rows for the methods and for doing nothing."""
-    from rich.table import Table
-
-    table = Table(title=f"{results['picture']}, noise of sigma {results['noise_sigma']:.1f}")
-    table.add_column("")
-    for heading in (
-        "parameters",
-        "best PSNR (dB)",
-        "at iteration",
-        "last PSNR (dB)",
-        "image fitted at",
-        "noise fitted at",
-        "published best (dB)",
-    ):
-        table.add_column(heading, justify="right")
-    for model, row in results["models"].items():
-        fitted = [row["targets"][target]["fitted_iteration"] for target in ("image", "noise")]
-        table.add_row(
-            label_of(model),
-            f"{row['parameters']:,}",
-            f"{row['best_psnr']:.2f}",
-            str(row["best_iteration"]),
-            f"{row['last_psnr']:.2f}",
-            *("-" if step is None else str(step) for step in fitted),
-            f"{row['published_best_psnr']:.1f}",
-        )
-    for name, row in results["methods"].items():
-        published = row["published_best_psnr"]
-        said = "" if published is None else f"{published:.1f}"
-        table.add_row(label_of(name), "", f"{row['best_psnr']:.2f}", *[""] * 4, said)
-    table.add_row("noisy", "", f"{results['noisy_psnr']:.2f}", *[""] * 5)
-    return table
-
-
 def study(config: UntrainedConfig) -> dict[str, Any]:
     """Fit what is missing, draw, and write every number.
 
@@ -204,15 +144,20 @@ def study(config: UntrainedConfig) -> dict[str, Any]:
         InputError: something given cannot be used; nothing is written then.
     """
     from denoise_tasks.methods import make_method
-    from denoise_tasks.untrained_figures import curves_figure, strip_figure
-    from denoise_tasks.untrained_study import collect_results, run_fits
+    from denoise_tasks.untrained_report import (
+        collect_results,
+        curves_figure,
+        strip_figure,
+        write_curves,
+    )
+    from denoise_tasks.untrained_study import identity, run_fits
     from img2img_recon.training.runner import report
     from img2img_recon.training.trainer import pick_device
 
-    settings, device = config.settings(), pick_device(config.accelerator)
+    device = pick_device(config.accelerator)
     methods = [make_method(word, accelerator=config.accelerator) for word in config.method]
-    targets = read_targets(config.image, settings)
-    content = settings.identity(targets)
+    targets = read_targets(config)
+    content = identity(config, targets)
     run = RunFolder(config.run or Path("runs") / f"untrained-{config_hash(content)}")
     anew = config.overwrite and holds_study(run)
     if not anew:
@@ -223,20 +168,17 @@ def study(config: UntrainedConfig) -> dict[str, Any]:
         run.claim(content)
         run.remove_leftovers()
         picture = "scikit-image's camera" if config.image is None else config.image.name
-        report(f"picture: {picture}, {settings.size} x {settings.size}; writing to {run.path}")
+        report(f"picture: {picture}, {config.side} x {config.side}; writing to {run.path}")
         track = bar if config.progress else silent
-        fits = run_fits(
-            config.model, targets, settings, run.path / "fits", device=device, track=track
-        )
+        fits = run_fits(config, targets, run.path / "fits", device=device, track=track)
         denoised = {
             method.name: method.denoise(targets.noisy[..., None], targets.noise_std)[..., 0]
             for method in methods
         }
-        results = collect_results(fits, targets, denoised, settings, picture)
+        results = collect_results(fits, targets, denoised, config, picture)
         write_curves(run.path / "curves.csv", fits)
         curves_figure(run.figures / "curves.png", fits, targets, denoised)
-        shown = settings.shown_iterations
-        strip_figure(run.figures / "strip.png", fits, targets, denoised, shown)
+        strip_figure(run.figures / "strip.png", fits, targets, denoised)
         write_json(run.metrics_file, results)
     return results
 
@@ -245,6 +187,8 @@ def study(config: UntrainedConfig) -> dict[str, Any]:
 def main(words: Sequence[str] | None = None) -> None:
     """Check, fit, draw, print the table."""
     from rich.console import Console
+
+    from denoise_tasks.untrained_report import results_table
 
     results = study(parse_config(UntrainedConfig, words))
     # Into a file or a pipe a table of figures must not be folded at a terminal's width.

@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -42,16 +42,15 @@ from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import atomic_path
 from img2img_recon.support.progress import Track, silent
 
+if TYPE_CHECKING:
+    from denoise_tasks.untrained import UntrainedConfig
+
 Image = NDArray[np.float32]
 Target = Literal["image", "noise", "noisy"]
 
 TARGETS: tuple[Target, ...] = get_args(Target)
 TARGET_LABELS: dict[Target, str] = {"image": "image", "noise": "noise", "noisy": "image + noise"}
 NOISE_NORM_RATIO = 0.5
-# What the U-Net's four poolings and the patches of 4 need.
-MIN_SIZE, SIZE_MULTIPLE = 32, 4
-# How small a share of its variance is left when a target counts as fitted.
-FITTED_SHARE = 0.1
 # Shown from every fit, and these shares of the way to its last iteration.
 SHOWN_FIRST, SHOWN_SHARES = (0, 10, 50, 100), (7 / 15, 11 / 15, 1.0)
 
@@ -101,77 +100,53 @@ NETWORKS: dict[str, StudyNetwork] = {
 PUBLISHED_METHODS = {"bm3d": 23.5}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What makes a study the study it is, besides its picture.
+def halve_every(iterations: int) -> int:
+    """Iterations between two halvings of the learning rate (500 of the published 1,501)."""
+    return max(iterations // 3, 1)
 
-    Args:
-        size: side of the square picture in pixels.
-        iterations: Adam steps of every fit; the learning rate is halved after each third.
-        sigma: standard deviation of the noise in [0, 255] units; None for half the picture's norm.
-        lr: first learning rate of all networks; None for each one's own.
-        seed: of noise, input and first weights.
-        short: networks for a laptop.
 
-    Raises:
-        InputError: a value that cannot be used; the flag is named.
-    """
+def shown_iterations(iterations: int) -> tuple[int, ...]:
+    """Iterations whose output is kept; of 1,501 the published 0, 10, 50, 100, 700, 1100, 1500."""
+    last = iterations - 1
+    late = (round(share * last) for share in SHOWN_SHARES)
+    return tuple(sorted({i for i in SHOWN_FIRST if i < last} | set(late)))
 
-    size: int
-    iterations: int
-    sigma: float | None
-    lr: float | None
-    seed: int
-    short: bool
 
-    def __post_init__(self) -> None:
-        if self.size < MIN_SIZE or self.size % SIZE_MULTIPLE:
-            raise InputError(
-                f"--size: given {self.size}, allowed: multiples of {SIZE_MULTIPLE} "
-                f"from {MIN_SIZE} on"
-            )
-        if self.seed >= 2**32:
-            raise InputError(f"--seed: given {self.seed}, allowed: 0 to {2**32 - 1}")
+def lr_of(model: str, config: UntrainedConfig) -> float:
+    """The first learning rate of a network's fits."""
+    own = NETWORKS[model].short_lr if config.short else NETWORKS[model].lr
+    return own if config.lr is None else config.lr
 
-    @property
-    def halve_every(self) -> int:
-        """Iterations between two halvings of the learning rate (500 of the published 1,501)."""
-        return max(self.iterations // 3, 1)
 
-    @property
-    def shown_iterations(self) -> tuple[int, ...]:
-        """Iterations whose output is kept; of 1,501 the published 0, 10, 50, 100, 700, 1100, 1500."""
-        last = self.iterations - 1
-        late = (round(share * last) for share in SHOWN_SHARES)
-        return tuple(sorted({i for i in SHOWN_FIRST if i < last} | set(late)))
+def network_options(model: str, config: UntrainedConfig) -> dict[str, Any]:
+    """All constructor arguments of one of the study's networks: grey, of the picture's size."""
+    network = NETWORKS[model]
+    options = {**network.options, **(network.short_options if config.short else {})}
+    options |= {"in_chans": 1, "out_chans": 1}
+    if "img_size" in model_config(network.zoo_name):
+        options["img_size"] = config.side
+    return model_config(network.zoo_name, **options)
 
-    def lr_of(self, model: str) -> float:
-        """The first learning rate of a network's fits."""
-        own = NETWORKS[model].short_lr if self.short else NETWORKS[model].lr
-        return own if self.lr is None else self.lr
 
-    def network_config(self, model: str) -> dict[str, Any]:
-        """All constructor arguments of one of the study's networks: grey, of the picture's size."""
-        network = NETWORKS[model]
-        options = {**network.options, **(network.short_options if self.short else {})}
-        options |= {"in_chans": 1, "out_chans": 1}
-        if "img_size" in model_config(network.zoo_name):
-            options["img_size"] = self.size
-        return model_config(network.zoo_name, **options)
-
-    def identity(self, targets: Targets) -> dict[str, Any]:
-        """What makes a study of these targets the study it is, as its folder keeps it."""
-        networks = {
-            model: {
-                "network": network.zoo_name,
-                "options": self.network_config(model),
-                "lr": self.lr_of(model),
-                "input_range": list(network.input_range),
-            }
-            for model, network in NETWORKS.items()
+def identity(config: UntrainedConfig, targets: Targets) -> dict[str, Any]:
+    """What makes a study of these targets the study it is, as its folder keeps it."""
+    networks = {
+        model: {
+            "network": network.zoo_name,
+            "options": network_options(model, config),
+            "lr": lr_of(model, config),
+            "input_range": list(network.input_range),
         }
-        own = {"task": "untrained", **asdict(self), "picture_digest": targets.digest}
-        return own | {"networks": networks}
+        for model, network in NETWORKS.items()
+    }
+    return {
+        "task": "untrained",
+        "size": config.side,
+        "iterations": config.steps,
+        **{key: getattr(config, key) for key in ("sigma", "lr", "seed", "short")},
+        "picture_digest": targets.digest,
+        "networks": networks,
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,7 +252,7 @@ class Fit(NamedTuple):
     Args:
         mse_target: (iterations,), error to the target: what is minimised.
         mse_reference: (iterations,), error to the clean picture; for pure noise, to the noise.
-        shown: (K, H, W), the outputs at `Settings.shown_iterations`.
+        shown: (K, H, W), the outputs at `shown_iterations`.
         best: (H, W), the output nearest to the reference.
         parameters: number of weights.
         seconds: time the fit took.
@@ -309,27 +284,25 @@ class Fit(NamedTuple):
 Fits = Mapping[str, Mapping[Target, Fit]]
 
 
-def first_network(model: str, settings: Settings) -> nn.Module:
+def first_network(model: str, config: UntrainedConfig) -> nn.Module:
     """The network with the first weights of its fits, which depend on the seed alone."""
-    config = settings.network_config(model)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        return build_model(NETWORKS[model].zoo_name, **config)
+        torch.manual_seed(config.seed)
+        return build_model(NETWORKS[model].zoo_name, **network_options(model, config))
 
 
-def first_input(model: str, settings: Settings) -> Tensor:
+def first_input(model: str, config: UntrainedConfig) -> Tensor:
     """The fixed random input of a network's fits, (1, 1, size, size)."""
     low, high = NETWORKS[model].input_range
-    generator = torch.Generator().manual_seed(settings.seed)
-    shape = (1, 1, settings.size, settings.size)
-    return low + (high - low) * torch.rand(shape, generator=generator)
+    generator = torch.Generator().manual_seed(config.seed)
+    return low + (high - low) * torch.rand((1, 1, config.side, config.side), generator=generator)
 
 
 def fit_network(
     model: str,
     target: Target,
     targets: Targets,
-    settings: Settings,
+    config: UntrainedConfig,
     *,
     device: torch.device | None = None,
     track: Track = silent,
@@ -340,7 +313,7 @@ def fit_network(
         model: a key of `NETWORKS`.
         target: which target.
         targets: picture and noise, (size, size).
-        settings: iterations, learning rate, seed.
+        config: of the study.
         device: where to compute; the CPU by default.
         track: shows the iterations.
 
@@ -348,19 +321,19 @@ def fit_network(
         InputError: the error is no longer a finite number: the learning rate is too high.
     """
     device = device or torch.device("cpu")
-    network = first_network(model, settings).to(device).train()
-    network_input = first_input(model, settings).to(device)
+    network = first_network(model, config).to(device).train()
+    network_input = first_input(model, config).to(device)
     wanted = torch.from_numpy(targets.target(target)).to(device)[None, None]
     reference = torch.from_numpy(targets.reference(target)).to(device)[None, None]
-    optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr_of(model))
-    schedule = torch.optim.lr_scheduler.StepLR(optimizer, settings.halve_every, gamma=0.5)
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr_of(model, config))
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, halve_every(config.steps), gamma=0.5)
     # The curves and the best output stay on the device: reading them out would stall every step.
-    curves = torch.zeros(2, settings.iterations, device=device)
+    curves = torch.zeros(2, config.steps, device=device)
     best, least = torch.zeros_like(wanted), torch.full((), torch.inf, device=device)
-    shown: list[Tensor] = []
+    shown, kept = list[Tensor](), shown_iterations(config.steps)
     label = f"{label_of(model)}, {TARGET_LABELS[target]}"
     start = time.perf_counter()
-    for iteration in track(range(settings.iterations), label, settings.iterations):
+    for iteration in track(range(config.steps), label, config.steps):
         output = network(network_input)
         loss = F.mse_loss(output, wanted)
         with torch.no_grad():
@@ -368,7 +341,7 @@ def fit_network(
             curves[0, iteration], curves[1, iteration] = loss, error
             best = torch.where(error < least, output, best)
             least = torch.minimum(error, least)
-            if iteration in settings.shown_iterations:
+            if iteration in kept:
                 shown.append(output.detach())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -379,7 +352,7 @@ def fit_network(
     broken = np.flatnonzero(~np.isfinite(mse_target))
     if broken.size:
         raise InputError(
-            f"--lr: with {settings.lr_of(model):g} the fit of {model} to {TARGET_LABELS[target]} "
+            f"--lr: with {lr_of(model, config):g} the fit of {model} to {TARGET_LABELS[target]} "
             f"diverged at iteration {broken[0]}; give a smaller one"
         )
     return Fit(
@@ -419,9 +392,8 @@ def load_fit(path: Path) -> Fit | None:
 
 
 def run_fits(
-    models: Sequence[str],
+    config: UntrainedConfig,
     targets: Targets,
-    settings: Settings,
     folder: Path,
     *,
     device: torch.device | None = None,
@@ -434,8 +406,8 @@ def run_fits(
         for target in TARGETS:
             path = folder / f"{model}-{target}.npz"
             fit = load_fit(path)
-            if fit is None and model in models:
-                fit = fit_network(model, target, targets, settings, device=device, track=track)
+            if fit is None and model in config.model:
+                fit = fit_network(model, target, targets, config, device=device, track=track)
                 save_fit(path, fit)
             if fit is not None:
                 by_target[target] = fit
@@ -443,54 +415,3 @@ def run_fits(
         if len(by_target) == len(TARGETS):
             fits[model] = by_target
     return fits
-
-
-def collect_results(
-    fits: Fits, targets: Targets, denoised: Mapping[str, Image], settings: Settings, picture: str
-) -> dict[str, Any]:
-    """Every number of the study; errors are in units of the picture's maximum, PSNR in dB.
-
-    Args:
-        fits: of every network, by target.
-        targets: picture and noise.
-        denoised: what methods make of the sum, (H, W), by name.
-        settings: of the study.
-        picture: its name.
-    """
-    models: dict[str, Any] = {}
-    for model, by_target in fits.items():
-        noisy = by_target["noisy"]
-        models[model] = {
-            "parameters": noisy.parameters,
-            "best_psnr": noisy.best_psnr,
-            "best_iteration": noisy.best_iteration,
-            "last_psnr": psnr_of(float(noisy.mse_reference[-1])),
-            "published_best_psnr": NETWORKS[model].published_psnr,
-            "targets": {
-                target: {
-                    "first_mse": float(fit.mse_target[0]),
-                    "last_mse": float(fit.mse_target[-1]),
-                    "fitted_iteration": fit.iterations_to(
-                        FITTED_SHARE * float(targets.target(target).var())
-                    ),
-                    "seconds": fit.seconds,
-                }
-                for target, fit in by_target.items()
-            },
-        }
-    return settings.identity(targets) | {
-        "picture": picture,
-        "halve_every": settings.halve_every,
-        "shown_iterations": settings.shown_iterations,
-        "fitted_share": FITTED_SHARE,
-        "noise_sigma": 255 * targets.noise_std,
-        "noisy_psnr": psnr_of(mse_of(targets.noisy, targets.image)),
-        "methods": {
-            name: {
-                "best_psnr": psnr_of(mse_of(image, targets.image)),
-                "published_best_psnr": PUBLISHED_METHODS.get(name),
-            }
-            for name, image in denoised.items()
-        },
-        "models": models,
-    }

@@ -15,7 +15,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from denoise_tasks.module import make_loader
-from denoise_tasks.task import TASKS, PreparedDenoising, TrainConfig
+from denoise_tasks.options import TrainConfig
+from denoise_tasks.task import TASKS, PreparedDenoising
 from img2img_recon.support.cli import parse_config, run_script
 from img2img_recon.training.batches import ShuffledBatches
 from img2img_recon.training.runner import report

@@ -38,9 +38,11 @@ def test_crops_lie_in_the_image_and_differ_between_epochs(folder):
 
 
 def test_an_image_smaller_than_the_crop_is_named(folder):
-    store = opened(folder)
-    with pytest.raises(InputError, match=r"--crop_size: given 64, but a/1\.png is 40 x 40"):
-        TrainCrops(store, whole_windows(store), 64, seed=0)
+    config = gaussian(folder, None, crop_size=64, split_seed=1)
+    with pytest.raises(
+        InputError, match=r"--crop_size: ./..png is .* x .*, smaller than the 64 x 64"
+    ):
+        prepare(config)
 
 
 def test_patches_of_pairs_come_from_the_same_place(folder):

@@ -88,7 +88,7 @@ def test_the_psnr_of_validation_is_that_of_the_final_scores(photos, pairs, proto
     module = module_of(Residual(Shrinks()), prepared.config.protocol, prepared.config.sigma)
     for number in range(len(prepared.val)):
         batch = prepared.val[[number]]
-        tensors = type(batch)(batch.name, *map(torch.from_numpy, batch[1:]))
+        tensors = type(batch)(*map(torch.from_numpy, batch))
         module.validation_step(tensors, number)
     result = score_cases("scores", prepared.val.cases(), [ShrinksToo()])
     scored = mean_scores(result.scores("shrinks"))["psnr"]

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from skimage.data import coffee
 
-from denoise_tasks.task import LAPTOP_NETWORKS, TASKS, TrainConfig
+from denoise_tasks.options import TrainConfig
+from denoise_tasks.task import LAPTOP_NETWORKS, TASKS
 from img2img_recon.networks.zoo import build_model
 from img2img_recon.support.cli import parse_config
 from img2img_recon.support.errors import InputError
@@ -77,7 +78,7 @@ def test_options_follow_the_crop_and_the_channels():
     assert config.options["img_size"] == [100, 100]
     assert (config.options["in_chans"], config.options["out_chans"]) == (1, 1)
     assert resolved(model="multires_mixer", crop_size=100).options["img_size"] == [128, 128]
-    with pytest.raises(InputError, match="patch_size.* 8, but the images are 6 x 6"):
+    with pytest.raises(InputError, match=r"patch_size.* 8, but the images are 6 x 6"):
         resolved(crop_size=6, patch_size=8)
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from denoise_tasks.methods import load_run
-from denoise_tasks.task import TrainConfig
+from denoise_tasks.options import TrainConfig
 from img2img_recon.trained import load_checkpoint
 from img2img_recon.training import trainer
 from tests.denoise_tasks.conftest import gaussian, of_pairs, prepare, train

@@ -52,11 +52,13 @@ def test_the_script_offers_the_networks_that_the_study_knows():
 
 
 def test_defaults_are_the_published_settings():
-    assert untrained.UntrainedConfig().settings() == FULL
-    assert FULL.halve_every == 500
-    assert FULL.shown_iterations == (0, 10, 50, 100, 700, 1100, 1500)
+    default = untrained.UntrainedConfig()
+    assert (default.side, default.steps, default.sigma, default.lr) == (256, 1501, None, None)
+    assert default.seed == 1
+    assert untrained_study.halve_every(1501) == 500
+    assert untrained_study.shown_iterations(1501) == (0, 10, 50, 100, 700, 1100, 1500)
     rates = {"img2img_mixer": 1e-4, "unet": 5e-3, "vit": 1e-3, "original_mixer": 5e-4}
-    assert {model: FULL.lr_of(model) for model in NETWORKS} == rates
+    assert {model: untrained_study.lr_of(model, FULL) for model in NETWORKS} == rates
 
 
 @pytest.mark.slow

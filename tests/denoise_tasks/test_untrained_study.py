@@ -11,27 +11,31 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from denoise_tasks.untrained_figures import _psnr_axis
+from denoise_tasks.untrained import UntrainedConfig
+from denoise_tasks.untrained_report import _psnr_axis
 from denoise_tasks.untrained_study import (
     NETWORKS,
     TARGETS,
     Fit,
-    Settings,
     Targets,
     first_input,
     first_network,
     fit_network,
+    identity,
     load_fit,
+    lr_of,
     make_targets,
+    network_options,
     psnr_of,
     save_fit,
+    shown_iterations,
     square_picture,
 )
 from img2img_recon.networks.zoo import build_model
 from img2img_recon.support.errors import InputError
 
-FULL = Settings(size=256, iterations=1501, sigma=None, lr=None, seed=1, short=False)
-TINY = Settings(size=32, iterations=6, sigma=50, lr=None, seed=3, short=True)
+FULL = UntrainedConfig(size=256, iterations=1501)
+TINY = UntrainedConfig(size=32, iterations=6, sigma=50, seed=3, short=True)
 
 
 def picture(size: int = 32) -> np.ndarray:
@@ -51,7 +55,7 @@ def picture(size: int = 32) -> np.ndarray:
     ],
 )
 def test_networks_are_grey_and_of_the_papers_size(model, parameters):
-    config = FULL.network_config(model)
+    config = network_options(model, FULL)
     assert (config["in_chans"], config["out_chans"]) == (1, 1)
     with torch.device("meta"):
         network = build_model(NETWORKS[model].zoo_name, **config)
@@ -109,7 +113,7 @@ def test_curves_begin_with_the_untrained_network_and_record_before_each_step(mod
     targets = make_targets(picture(), TINY.sigma, TINY.seed)
     fit = fit_network(model, target, targets, replace(TINY, iterations=3))
     network = first_network(model, TINY).train()
-    optimizer = torch.optim.Adam(network.parameters(), lr=TINY.lr_of(model))
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr_of(model, TINY))
     wanted = {
         "image": targets.image,
         "noise": targets.noise,
@@ -117,7 +121,7 @@ def test_curves_begin_with_the_untrained_network_and_record_before_each_step(mod
     }
     # The third step follows a halving: three iterations have one after each.
     for iteration in range(2):
-        optimizer.param_groups[0]["lr"] = TINY.lr_of(model) * 0.5**iteration
+        optimizer.param_groups[0]["lr"] = lr_of(model, TINY) * 0.5**iteration
         output = network(first_input(model, TINY))[0, 0]
         loss = ((output - torch.from_numpy(wanted[target])) ** 2).mean()
         assert fit.mse_target[iteration] == pytest.approx(loss.item(), rel=1e-4)
@@ -140,7 +144,7 @@ def test_the_best_iterate_is_the_one_at_the_maximum_of_the_curve(model):
     assert fit.best_iteration == int(np.argmax(psnr))
     error = np.mean((fit.best.astype(np.float64) - targets.image) ** 2)
     assert -10 * np.log10(error) == pytest.approx(fit.best_psnr, abs=1e-3)
-    assert fit.shown.shape == (len(settings.shown_iterations), 32, 32)
+    assert fit.shown.shape == (len(shown_iterations(25)), 32, 32)
     assert fit.mse_target[-1] < fit.mse_target[0]
 
 
@@ -192,11 +196,11 @@ def test_a_stored_fit_comes_back(tmp_path):
 def test_whatever_decides_a_fit_is_in_the_studys_identity(monkeypatch):
     targets = make_targets(picture(), 50, seed=0)
     brighter = make_targets(np.sqrt(picture()), 50, seed=0)
-    contents = [TINY.identity(targets), TINY.identity(brighter)]
+    contents = [identity(TINY, targets), identity(TINY, brighter)]
     changes = ({"size": 36}, {"iterations": 7}, {"sigma": 25.0}, {"lr": 0.1}, {"seed": 9})
-    contents += [replace(TINY, **change).identity(targets) for change in changes]
+    contents += [identity(replace(TINY, **change), targets) for change in changes]
     monkeypatch.setitem(NETWORKS, "vit", NETWORKS["vit"]._replace(short_lr=0.5))
-    contents.append(TINY.identity(targets))
+    contents.append(identity(TINY, targets))
     assert len({json.dumps(content, sort_keys=True) for content in contents}) == len(contents)
     assert contents[0]["networks"]["unet"]["options"]["chans"] == 8
 

@@ -1,0 +1,78 @@
+"""Flags of a denoising training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from img2img_recon.support.cli import flag
+from img2img_recon.support.types import (
+    GreyLevels,
+    NonNegativeInt,
+    OpenUnitInterval,
+    PositiveInt,
+    ShareBelowOne,
+)
+from img2img_recon.training.options import TrainingFlags
+
+Protocol = Literal["paper", "standard"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(TrainingFlags):
+    """Train a denoising network on Gaussian noise or on pairs of noisy and clean photographs."""
+
+    task: Literal["gaussian", "pairs"] = flag(
+        help="clean images plus Gaussian noise, or noisy/clean pairs", group="data", basic=True
+    )
+    sigma: GreyLevels | None = flag(
+        None, help="noise that is added, of 255 grey levels (gaussian)", group="data", basic=True
+    )
+    data_path: Path | None = flag(
+        None,
+        help="images or class folders (gaussian; default: scikit-image's photographs), SIDD or any pairs",
+        group="data",
+        basic=True,
+    )
+    val_scenes: tuple[str, ...] | None = flag(
+        None, help="scenes that validate (pairs); default: a share, of SIDD 6 and 9", group="data"
+    )
+    val_share: OpenUnitInterval = flag(
+        0.1, help="share of the classes, pictures or scenes that validate", group="data"
+    )
+    test_share: ShareBelowOne = flag(
+        0.0, help="share of them kept for evaluate.py --split test", group="data"
+    )
+    split_seed: NonNegativeInt = flag(
+        42, help="of sides and subsets, which runs of another --seed share", group="data"
+    )
+    train_images: PositiveInt | None = flag(
+        None, help="a seeded subset of so many; smaller lie within larger", group="data", basic=True
+    )
+    val_images: PositiveInt | None = flag(
+        100, help="at most so many validation images", group="data"
+    )
+    protocol: Protocol | None = flag(
+        None, help="paper or standard; see denoise_tasks/noise.py (gaussian)", group="data"
+    )
+    channels: Literal[1, 3] = flag(3, help="1 trains on luminance, 3 on colour", group="data")
+    crop_size: PositiveInt | None = flag(
+        None, help="side of the training crops", group="data", basic=True
+    )
+    crops_per_image: PositiveInt | None = flag(
+        None, help="crops of each image in an epoch (gaussian)", group="data"
+    )
+    augment: bool | None = flag(
+        None, help="flips and quarter turns of the training crops", group="data"
+    )
+    fixed_noise: bool = flag(
+        False, help="the same noise and crop in every epoch, as published (gaussian)", group="data"
+    )
+    skip_small: bool = flag(False, help="leave out images smaller than the crop", group="data")
+    residual: bool = flag(
+        True, help="the network estimates the noise; --no_residual: the image", group="network"
+    )
+    halve_at_epoch: NonNegativeInt | None = flag(
+        None, help="halve the learning rate then; 0 for a one-cycle schedule", group="training"
+    )
