@@ -7,9 +7,7 @@ shapes.
 from __future__ import annotations
 
 import math
-import pickle
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,15 +26,6 @@ PUBLISHED_HEAD_WIDTH = 44
 """Channels per attention head in every published transformer."""
 
 CHECKPOINT_SUFFIXES = (".npz", ".pt", ".pth", ".ckpt", ".safetensors")
-
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-)
 
 WRAPPED_UNDER = ("state_dict", "model_state_dict", "model", "state")
 """Where training programs put the weights inside of a checkpoint."""
@@ -74,14 +63,14 @@ def load_reference_checkpoint(
     """
     contents = _read(Path(checkpoint)) if isinstance(checkpoint, (str, Path)) else checkpoint
     form, prefix, state = _recognise(_weights(contents))
-    if num_heads is not None and form is not _VIT:
-        raise InputError(f"num_heads is {num_heads}, but the checkpoint is of the {form.title}")
-    if img_size is not None and form is not _ORIGINAL:
-        raise InputError(
-            f"img_size is {img_size}, but the weights of the {form.title} tell their own"
-        )
+    hints = {"num_heads": num_heads, "img_size": img_size}
+    for name, hint in hints.items():
+        if hint is not None and name != form.hint:
+            raise InputError(
+                f"{name} is {hint}, but the weights of the {form.title} tell their own"
+            )
     try:
-        net = form.build(state, _Hints(num_heads, img_size))
+        net = form.build(state, *([hints[form.hint]] if form.hint else []))
     except KeyError as error:
         raise InputError(f"the checkpoint of the {form.title} has no {error.args[0]!r}") from None
     net.to(next(iter(state.values())).dtype)
@@ -92,20 +81,14 @@ def load_reference_checkpoint(
     return net.eval()
 
 
-class _Hints(NamedTuple):
-    """What the user says because the weights do not."""
-
-    num_heads: int | None
-    img_size: tuple[int, int] | None
-
-
 class _Form(NamedTuple):
     """One published network: how it is recognised, built and renamed."""
 
     title: str
     anchor: str  # the name of a weight that only this network has
-    build: Callable[[State, _Hints], nn.Module]
+    build: Callable[..., nn.Module]  # from the state, and from the hint if there is one
     renames: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
+    hint: str | None = None  # what the weights do not always tell
 
     def our_name(self, name: str) -> str:
         for pattern, replacement in self.renames:
@@ -124,7 +107,7 @@ def _ratio(state: State, name: str) -> int:
     return hidden // width
 
 
-def _image_to_image_mixer(state: State, hints: _Hints) -> nn.Module:
+def _image_to_image_mixer(state: State) -> nn.Module:
     embed_dim, in_chans, patch_size, _ = state["patch_embed.proj.0.weight"].shape
     is_linear = "mixer_layers.0.token_mixing.2.weight" in state
     model = "" if is_linear else "model.0."
@@ -141,15 +124,15 @@ def _image_to_image_mixer(state: State, hints: _Hints) -> nn.Module:
     )
 
 
-def _original_mixer(state: State, hints: _Hints) -> nn.Module:
+def _original_mixer(state: State, img_size: tuple[int, int] | None) -> nn.Module:
     embed_dim, in_chans, patch_size, _ = state["embed.proj.0.weight"].shape
     tokens_mlp_dim, num_tokens = state["layers.0.token_mixing.2.model.0.weight"].shape
     side = math.isqrt(num_tokens) * patch_size
-    if hints.img_size is None and side * side != num_tokens * patch_size**2:
+    if img_size is None and side * side != num_tokens * patch_size**2:
         raise InputError(
             f"the original mixer's {num_tokens} patches are no square; give img_size=(H, W)"
         )
-    H, W = hints.img_size or (side, side)
+    H, W = img_size or (side, side)
     if num_tokens * patch_size**2 != H * W:
         raise InputError(
             f"img_size {H} x {W} does not have the checkpoint's {num_tokens} patches of "
@@ -167,7 +150,7 @@ def _original_mixer(state: State, hints: _Hints) -> nn.Module:
     )
 
 
-def _multires_mixer(state: State, hints: _Hints) -> nn.Module:
+def _multires_mixer(state: State) -> nn.Module:
     embed_dim, in_chans, patch_size, _ = state["patch_embed.proj.0.weight"].shape
     grid = [state[f"mixer1.token_mixing.{i}.model.0.weight"].shape[1] for i in (2, 4)]
     return MultiResMixer(
@@ -180,9 +163,9 @@ def _multires_mixer(state: State, hints: _Hints) -> nn.Module:
     )
 
 
-def _vit(state: State, hints: _Hints) -> nn.Module:
+def _vit(state: State, num_heads: int | None) -> nn.Module:
     embed_dim, in_chans, patch_size, _ = state["patch_embed.proj.weight"].shape
-    if hints.num_heads is None and embed_dim % PUBLISHED_HEAD_WIDTH:
+    if num_heads is None and embed_dim % PUBLISHED_HEAD_WIDTH:
         raise InputError(
             f"the vision transformer's width {embed_dim} is not a multiple of the published "
             f"{PUBLISHED_HEAD_WIDTH} channels per head; give num_heads"
@@ -195,12 +178,12 @@ def _vit(state: State, hints: _Hints) -> nn.Module:
         patch_size=patch_size,
         embed_dim=embed_dim,
         depth=_count(state, r"blocks\.(\d+)\."),
-        num_heads=hints.num_heads or embed_dim // PUBLISHED_HEAD_WIDTH,
+        num_heads=num_heads or embed_dim // PUBLISHED_HEAD_WIDTH,
         mlp_ratio=_ratio(state, "blocks.0.mlp.fc1.weight"),
     )
 
 
-def _unet(state: State, hints: _Hints) -> nn.Module:
+def _unet(state: State) -> nn.Module:
     from img2img_recon.networks.unet import UNet  # needs fastmri
 
     chans, in_chans, _, _ = state["down_sample_layers.0.layers.0.weight"].shape
@@ -262,6 +245,7 @@ _ORIGINAL = _Form(
         *_CHANNEL_MIXING,
         (r"^embed_transpose\.proj_transpose\.1\.", "output."),
     ),
+    "img_size",
 )
 _MULTIRES = _Form(
     "multi-resolution mixer",
@@ -286,6 +270,7 @@ _VIT = _Form(
         (r"\.attn\.", ".attention."),
         (r"\.norm2\.", ".mlp_norm."),
     ),
+    "num_heads",
 )
 _UNET = _Form(
     "U-Net",
@@ -299,40 +284,44 @@ _FORMS = (_MIXER, _LINEAR, _ORIGINAL, _MULTIRES, _VIT, _UNET)
 def _recognise(state: State) -> tuple[_Form, str, State]:
     """Find the network of a state, the prefix of its names, and the state without the prefix."""
     for form in _FORMS:
-        for name in state:
-            prefix = name.removesuffix(form.anchor)
-            if prefix == name or not (prefix == "" or prefix.endswith(".")):
-                continue
-            # A training module's state also holds the window of fastMRI's SSIM loss.
-            rest = {key for key in state if not key.startswith(prefix)} - {"loss.w"}
-            if rest:
-                raise InputError(
-                    f"the checkpoint has the {form.title} under {prefix!r} and, beside it, "
-                    f"{_some(rest)}"
-                )
-            own = {
-                key.removeprefix(prefix): tensor
-                for key, tensor in state.items()
-                if key.startswith(prefix)
-            }
-            return form, prefix, own
+        prefixes = [
+            name.removesuffix(form.anchor)
+            for name in state
+            if f".{name}".endswith(f".{form.anchor}")
+        ]
+        if not prefixes:
+            continue
+        prefix = prefixes[0]
+        # A training module's state also holds the window of fastMRI's SSIM loss.
+        rest = {name for name in state if not name.startswith(prefix)} - {"loss.w"}
+        if rest:
+            raise InputError(
+                f"the checkpoint has the {form.title} under {prefix!r} and, beside it, {_some(rest)}"
+            )
+        return form, prefix, _under(state, prefix)
     raise InputError(
         f"the checkpoint is of no known network ({', '.join(form.title for form in _FORMS)}); "
         f"it has {_some(state)}"
     )
 
 
+def _under(contents: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """What begins with a prefix, without it."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in contents.items()
+        if name.startswith(prefix)
+    }
+
+
 def _load(net: nn.Module, state: State, title: str) -> None:
     """Fill `net` with `state`, whose names are ours; convolutions over patches become matrices."""
     ours = net.state_dict()
     missing, unknown = ours.keys() - state.keys(), state.keys() - ours.keys()
-    if missing or unknown:
-        problems = [
-            f"{what} {_some(names)}"
-            for what, names in (("it misses", missing), ("it has unknown", unknown))
-            if names
-        ]
-        raise InputError(f"the checkpoint does not fit the {title}: {' and '.join(problems)}")
+    differences = [f"it misses {_some(missing)}"] if missing else []
+    differences += [f"it has unknown {_some(unknown)}"] if unknown else []
+    if differences:
+        raise InputError(f"the checkpoint does not fit the {title}: {' and '.join(differences)}")
     fitted = {}
     for name, own in ours.items():
         given = state[name]
@@ -357,13 +346,8 @@ def _weights(contents: Mapping[str, Any]) -> State:
     for key in WRAPPED_UNDER:
         if isinstance(contents.get(key), Mapping):
             return _weights(contents[key])
-    if any(name.startswith("state/") for name in contents):
-        # A reference vector holds an input and an output beside the state.
-        contents = {
-            name.removeprefix("state/"): array
-            for name, array in contents.items()
-            if name.startswith("state/")
-        }
+    # A reference vector holds an input and an output beside the state.
+    contents = _under(contents, "state/") or contents
     state = {}
     for name, value in contents.items():
         if not hasattr(value, "__array__"):
@@ -389,22 +373,14 @@ def _read(path: Path) -> Mapping[str, Any]:
             with np.load(path) as arrays:
                 return dict(arrays)
         if path.suffix == ".safetensors":
-            contents = _read_safetensors(path)
-        else:
-            contents = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Each of the three libraries reports a foreign file in several ways.
         reason = str(error).split("\n", 1)[0]
         raise InputError(f"the checkpoint {path} cannot be read: {reason}") from error
     if not isinstance(contents, Mapping):
         raise InputError(f"the checkpoint {path} holds a {type(contents).__name__}, no state")
     return contents
-
-
-def _read_safetensors(path: Path) -> Mapping[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise RuntimeError(str(error)) from error
