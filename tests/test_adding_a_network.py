@@ -49,6 +49,7 @@ class Toy(Network):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map images (B, in_chans, H, W) to (B, out_chans, H, W)."""
+        self.check_image(image)
         return self.slope * self.layers(image)
 '''
 GIVEN = ("--model", "toy", "--activation", "tanh", "--slope", "0.25", "--widths", "3", "6", "2")
@@ -73,6 +74,17 @@ def test_options_come_from_the_constructor():
     for wrong in ({"slope": "steep"}, {"widths": ["a"]}, {"activation": 3}, {"slop": 0.1}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             build_model("toy", **wrong)
+
+
+@pytest.mark.usefixtures("toy")
+def test_it_is_checked_and_exported():
+    network = build_model("toy", **OPTIONS).eval()
+    with pytest.raises(InputError, match=r"must be \(1 or more, 3, height, width\)"):
+        network(torch.rand(0, 3, 8, 8))
+    batch = {"image": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(network, (torch.rand(2, 3, 8, 8),), dynamic_shapes=batch)
+    image = torch.rand(5, 3, 8, 8)
+    torch.testing.assert_close(program.module()(image), network(image))
 
 
 @pytest.mark.usefixtures("toy")

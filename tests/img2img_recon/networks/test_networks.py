@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from img2img_recon import InputError, build_model
+from img2img_recon.networks import zoo
 from img2img_recon.networks.dncnn import DnCNN
 from img2img_recon.networks.unet import UNet
 from img2img_recon.networks.vit import VisionTransformer
@@ -40,9 +41,14 @@ SMALL = {
 MIXERS = ["img2img_mixer", "linear_mixer", "original_mixer", "multires_mixer"]
 
 
+def test_every_network_is_tried() -> None:
+    tried = {zoo.MODELS[name].network for name in SMALL}
+    assert tried == {row.network for row in zoo.MODELS.values()}
+
+
 def small(name: str, height: int = 64, width: int = 64, **overrides: int) -> nn.Module:
     torch.manual_seed(0)
-    sized = {} if name in ("unet", "dncnn", "window_mixer") else {"img_size": (height, width)}
+    sized = {"img_size": (height, width)} if "img_size" in zoo.options_of(name) else {}
     return build_model(name, **SMALL[name], **sized, **overrides)
 
 
