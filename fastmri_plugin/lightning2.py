@@ -1,8 +1,9 @@
 """fastMRI's Lightning modules on today's Lightning.
 
-fastMRI writes for Lightning 1: its modules aggregate in `validation_epoch_end(logs)` and `test_epoch_end(logs)`,
-which Lightning 2 refuses, after a `validation_step_end` that Lightning 2 no longer calls. The adapter gathers the
-steps' outputs itself and calls fastMRI's own methods, so the logged names and the numbers stay fastMRI's.
+fastMRI writes for Lightning 1: its modules aggregate in `validation_epoch_end(logs)`, which Lightning 2 refuses,
+after a `validation_step_end` that Lightning 2 no longer calls. The adapter gathers the steps' outputs itself and
+calls fastMRI's own methods, so the logged names and the numbers stay fastMRI's. Test splits are reconstructed by
+`fastmri_plugin.trained`, not by Lightning's test loop.
 """
 
 from __future__ import annotations
@@ -59,21 +60,6 @@ class _OnLightning2:
         self.log("validation_loss", loss, prog_bar=True)  # type: ignore[attr-defined]
         for name in ("NMSE", "SSIM", "PSNR"):
             self.log(f"val_metrics/{name.lower()}", sums[name] / sums["TotExamples"])  # type: ignore[attr-defined]
-
-    def on_test_epoch_start(self) -> None:
-        super().on_test_epoch_start()  # type: ignore[misc]
-        self._test_logs: list[dict[str, Any]] = []
-
-    def test_step(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        logs = super().test_step(*args, **kwargs)  # type: ignore[misc]
-        if hasattr(self, "_test_logs"):
-            self._test_logs.append(logs)
-        return logs
-
-    def on_test_epoch_end(self) -> None:
-        super().on_test_epoch_end()  # type: ignore[misc]
-        super().test_epoch_end(self._test_logs)  # type: ignore[misc]
-        del self._test_logs
 
 
 def _in_single_precision(metric: Any, values: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import img2img_recon
 from fastmri_plugin import evaluate, export_submission, reconstruct, train
 from fastmri_plugin.flags import SplitFlags
+from fastmri_plugin.kspace import zero_filled
+from fastmri_plugin.listing import list_volumes
 from fastmri_plugin.methods import ZeroFilled
 from fastmri_plugin.splits import open_split
 from fastmri_plugin.task import TASK, TrainConfig
 from fastmri_plugin.trained import TrainedNetwork
-from fastmri_plugin.volumes import read_reconstruction
+from fastmri_plugin.volumes import read_reconstruction, read_slice
 from img2img_recon.support.errors import InputError
 from img2img_recon.training.runner import report_nothing, run_task
 
@@ -57,8 +62,6 @@ def volumes(folder: Path) -> dict[str, np.ndarray]:
 @pytest.mark.slow
 def test_the_scripts_agree(tiny_data, run, tmp_path, capsys):
     """The same volumes from reconstruct.py and --mode test; the training's own scores from evaluate.py."""
-    import json
-
     data = tiny_data("singlecoil")
     reconstruct.main(words(data, "--run", run, "--method", "tv", "--test_split", "val", "--out",
                            tmp_path / "out"))  # fmt: skip
@@ -92,6 +95,19 @@ def test_the_scripts_agree(tiny_data, run, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_the_network_in_three_lines_of_python_is_the_runs(tiny_data, run):
+    """`img2img_recon.load` on the zero-filled image gives what the run's own reconstruction holds."""
+    network = img2img_recon.load(run)
+    for info in list_volumes(tiny_data("singlecoil") / "singlecoil_val", "singlecoil"):
+        masks = TrainedNetwork(run).masks
+        image = zero_filled(read_slice(info.path, 1), masks.mask_of(info), info.image_size)
+        with torch.no_grad():
+            output = network(torch.from_numpy(image)[None, None])[0, 0].clamp_min(0).numpy()
+        path = run / "reconstructions" / "val" / "img2img_mixer" / info.name
+        np.testing.assert_array_equal(read_reconstruction(path)[1], output)
+
+
+@pytest.mark.slow
 def test_masks_and_names(tiny_data, run, tmp_path):
     data = tiny_data("singlecoil")
     network = TrainedNetwork(run)
@@ -107,8 +123,6 @@ def test_masks_and_names(tiny_data, run, tmp_path):
     assert isinstance(split.methods["zero_filled"], ZeroFilled)
     with pytest.raises(InputError, match="given twice"):
         open_split(flags(data, run=(run, other)), report_nothing)
-    import torch
-
     content = torch.load(copy, weights_only=True)
     content["run_config"]["accel"] = [8]
     torch.save(content, copy)
