@@ -70,10 +70,11 @@ def denoising_panel(
         zoomed = shown[top : top + side, left : left + side]
         for axis, part in ((axes[0, column], shown), (axes[1, column], zoomed)):
             axis.imshow(part, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes[0, column].set_title(label, fontsize=9)
+        axes[0, column].set_title(label, fontsize=9, parse_math=False)
         axes[0, column].add_patch(
             Rectangle((left - 0.5, top - 0.5), side, side, fill=False, color="yellow", lw=0.8)
         )
     if title:
-        figure.suptitle(title, fontsize=9, y=1 - 0.05 / total[1], va="top")
+        # A file's name may hold $, which would begin a formula.
+        figure.suptitle(title, fontsize=9, y=1 - 0.05 / total[1], va="top", parse_math=False)
     save_figure(figure, path)

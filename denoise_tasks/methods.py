@@ -108,11 +108,12 @@ class TotalVariation(Denoiser):
 
     The weight is `FACTOR` * sigma ** `EXPONENT`: a power law through the weights with the highest mean PSNR
     on 24 training pictures of BSDS (192 x 192 of each, in colour) at sigma 5, 10, 15, 25, 30, 50 and 75 of
-    255. From 10 to 75 it loses at most 0.15 dB against the best weight of a level.
+    255, where it loses at most 0.02 dB against the best of nine weights for each level. It iterates to a
+    tenth of scikit-image's tolerance, with which results jump from weight to weight by up to 1 dB.
     """
 
     name = "tv"
-    FACTOR, EXPONENT = 1.48, 1.285
+    FACTOR, EXPONENT, TOLERANCE = 1.4, 1.285, 2e-5
 
     def denoise(self, noisy: Image, sigma: float | None) -> Image:
         """See `Denoiser.denoise`; every channel for itself."""
@@ -120,7 +121,8 @@ class TotalVariation(Denoiser):
 
         weight = self.FACTOR * _checked_sigma(noisy, sigma, "noisy image") ** self.EXPONENT
         image = np.asarray(noisy, np.float32)
-        return denoise_tv_chambolle(image, weight=weight, channel_axis=-1).astype(np.float32)
+        result = denoise_tv_chambolle(image, weight, self.TOLERANCE, channel_axis=-1)
+        return result.astype(np.float32)
 
 
 class BM3D(Denoiser):
