@@ -156,10 +156,11 @@ def test_total_variation_is_scikit_images_with_a_weight_that_suits_the_noise(col
         own = psnr(image, colour)
         weights = np.geomspace(0.3, 3, 9) * level / 255
         best = max(
-            psnr(denoise_tv_chambolle(noisy, weight=w, channel_axis=-1), colour) for w in weights
+            psnr(denoise_tv_chambolle(noisy, w, tv.TOLERANCE, channel_axis=-1), colour)
+            for w in weights
         )
         assert own > psnr(noisy, colour) + 4
-        assert own > best - 0.3
+        assert own > best - 0.4, level
 
 
 # Many at once
