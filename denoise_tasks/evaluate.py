@@ -8,6 +8,7 @@ python denoise_tasks/evaluate.py --run RUN --sidd_validation NOISY.mat GT.mat
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,7 +258,6 @@ def evaluate(config: EvaluateConfig) -> list[Result]:
     """
     from denoise_tasks.figures import denoising_panel
     from denoise_tasks.scoring import score_cases
-    from img2img_recon.training.runner import report
 
     taken = [name for name in OUTPUTS if (config.out / name).exists()]
     if taken and not config.overwrite:
@@ -269,7 +269,7 @@ def evaluate(config: EvaluateConfig) -> list[Result]:
     writable_folder(config.out, "--out")
     for run in runs:
         for note in notes(config, run):
-            report(note)
+            print(note, file=sys.stderr)
     details = {
         "methods": {method.name: method.details() for method in methods},
         "method_sigma": config.method_sigma,

@@ -364,8 +364,7 @@ def load_run(
             is not here.
     """
     from denoise_tasks.task import TASKS
-    from img2img_recon.trained import network_of, read_run
-    from img2img_recon.training.trainer import pick_device
+    from img2img_recon.trained import network_of, pick_device, read_run
 
     device = pick_device(accelerator)
     config, checkpoint, path = read_run(source, TASKS, "denoise_tasks/train.py")

@@ -151,8 +151,7 @@ def study(config: UntrainedConfig) -> dict[str, Any]:
         write_curves,
     )
     from denoise_tasks.untrained_study import identity, run_fits
-    from img2img_recon.training.runner import report
-    from img2img_recon.training.trainer import pick_device
+    from img2img_recon.trained import pick_device
 
     device = pick_device(config.accelerator)
     methods = [make_method(word, accelerator=config.accelerator) for word in config.method]
@@ -168,7 +167,8 @@ def study(config: UntrainedConfig) -> dict[str, Any]:
         run.claim(content)
         run.remove_leftovers()
         picture = "scikit-image's camera" if config.image is None else config.image.name
-        report(f"picture: {picture}, {config.side} x {config.side}; writing to {run.path}")
+        said = f"picture: {picture}, {config.side} x {config.side}; writing to {run.path}"
+        print(said, file=sys.stderr)
         track = bar if config.progress else silent
         fits = run_fits(config, targets, run.path / "fits", device=device, track=track)
         denoised = {

@@ -20,9 +20,8 @@ from fastmri_plugin.transforms import build_transform
 from fastmri_plugin.volumes import VolumeInfo
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.progress import Track, silent
-from img2img_recon.trained import load_weights, read_run
+from img2img_recon.trained import load_weights, pick_device, read_run
 from img2img_recon.training.run_folder import RunFolder
-from img2img_recon.training.trainer import pick_device
 
 
 class TrainedNetwork(Reconstructor):

@@ -25,32 +25,6 @@ from img2img_recon.training.options import TrainingFlags
 from img2img_recon.training.run_folder import RunFolder
 
 
-def pick_device(accelerator: str) -> torch.device:
-    """The device that Lightning's accelerator of this name trains on, for inference.
-
-    Raises:
-        InputError: an accelerator that is not here, or that torch alone does not know.
-    """
-    found = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    gpu = next((name for name in ("mps", "cuda") if found[name]), None)
-    wanted = {"auto": gpu or "cpu", "gpu": gpu}.get(accelerator, accelerator)
-    if wanted is None or not found.get(wanted, False):
-        here = [
-            "auto",
-            *(name for name, there in found.items() if there),
-            *(["gpu"] if gpu else []),
-        ]
-        raise InputError(
-            f"--accelerator: given {accelerator}, which this machine lacks; "
-            f"allowed here: {', '.join(here)}"
-        )
-    return torch.device(wanted)
-
-
 class SeedEachBatch(Callback):
     """Seeds torch anew for every training batch, so that no generator's state has to survive a kill.
 

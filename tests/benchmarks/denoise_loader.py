@@ -18,9 +18,9 @@ from denoise_tasks.module import make_loader
 from denoise_tasks.options import TrainConfig
 from denoise_tasks.task import TASKS, PreparedDenoising
 from img2img_recon.support.cli import parse_config, run_script
+from img2img_recon.trained import pick_device
 from img2img_recon.training.batches import ShuffledBatches
 from img2img_recon.training.runner import report
-from img2img_recon.training.trainer import pick_device
 
 STEPS, WARM_UP = 40, 4
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -338,6 +340,20 @@ def test_script_gives_what_the_network_gives(
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: --out: ")
     assert done.stdout == ""
+
+
+def test_what_trains_is_not_imported_to_denoise(tmp_path: Path, tiny_run: Path) -> None:
+    write_picture(tmp_path / "a.png", picture(20, 30))
+    code = (
+        "import sys; from denoise_tasks.denoise import main; main(sys.argv[1:]);"
+        "print('torch' in sys.modules, 'pytorch_lightning' in sys.modules)"
+    )
+    words = [str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), "--run", str(tiny_run)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "True False"
 
 
 # The SIDD benchmark
