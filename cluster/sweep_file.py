@@ -222,13 +222,10 @@ class _Expansion:
         return value
 
     def _check_apart(self, factors: Sequence[Sequence[_Choice]]) -> None:
-        """See that no flag is in two axes, and every axis has one."""
+        """See that no flag is in two axes."""
         taken: dict[str, Place] = {}
-        for factor in factors:
-            if not any(choice.flags or choice.resources for choice in factor):
-                message = "only tags; give the flags that they describe"
-                raise self.document.error(factor[0].place[:2], message)
-            for key, place in (item for choice in factor for item in choice.places.items()):
+        for choice in itertools.chain(*factors):
+            for key, place in choice.places.items():
                 if taken.setdefault(key, place[:2]) != place[:2]:
                     message = f"{key} is an axis of {taken[key][1]} already"
                     raise self.document.error(place, message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,15 +40,18 @@ class Table:
         return [*first, *(key for key in found if key not in first)]
 
 
-def _read_json(path: Path) -> Any:
-    with open(path, encoding="utf-8") as handle:
-        return json.load(handle)
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path.name} cannot be read ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} is no mapping")
+    return content
 
 
 def _flat(value: Any) -> Any:
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return value
+    return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def read_run(run: Run, folder: RunFolder) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
@@ -61,19 +64,10 @@ def read_run(run: Run, folder: RunFolder) -> tuple[dict[str, Any], dict[str, dic
     Raises:
         ValueError: the run is not finished, or a file of it cannot be used; the message says which.
     """
-    try:
-        metrics = _read_json(folder.metrics_file)
-    except FileNotFoundError:
-        there = folder.config_file.exists()
-        raise ValueError("no metrics.json yet" if there else "not started") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"metrics.json cannot be read ({error})") from None
-    try:
-        config = _read_json(folder.config_file)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"config.json cannot be read ({error})") from None
-    if not isinstance(metrics, dict) or not isinstance(config, dict):
-        raise ValueError("metrics.json or config.json is no mapping")
+    if not folder.metrics_file.exists():
+        started = folder.config_file.exists()
+        raise ValueError("no metrics.json yet" if started else "not started")
+    metrics, config = _mapping(folder.metrics_file), _mapping(folder.config_file)
     model = metrics.get("model")
     means = metrics.get("mean")
     if not isinstance(means, dict) or not isinstance(means.get(model), dict):
@@ -84,12 +78,8 @@ def read_run(run: Run, folder: RunFolder) -> tuple[dict[str, Any], dict[str, dic
     row |= {key: _flat(value) for key, value in run.varied.items()}
     row |= run.tags
     row |= {key: metrics[key] for key in PLAIN_METRICS if key in metrics}
-    images, epochs, seconds = (
-        row.get("train_images"),
-        config.get("max_epochs"),
-        row.get("fit_seconds"),
-    )
-    if images and epochs and seconds:
+    images, seconds = row.get("train_images"), row.get("fit_seconds")
+    if images and seconds and (epochs := config.get("max_epochs")):
         row["images_per_s"] = images * epochs * (config.get("crops_per_image") or 1) / seconds
     by_method = metrics.get("images") or metrics.get("volumes") or {}
     row["scored"] = len(by_method.get(model, {}))
@@ -128,46 +118,35 @@ def write_table(table: Table, path: Path) -> None:
 
 def progress_of(folder: RunFolder) -> str:
     """How far a running run is and its last validation score: `epoch 3 of 40, psnr 29.81`; empty if unknown."""
-    parts = []
-    epoch, metric = _last_logged(folder)
+    rows = _last_log(folder)
+    if not rows:
+        return ""
+    done = 1 + max(int(row["epoch"]) for row in rows)
     try:
-        epochs = _read_json(folder.config_file).get("max_epochs")
-    except (OSError, ValueError):
-        epochs = None
-    if epoch is not None:
-        parts.append(f"epoch {epoch + 1}" + (f" of {epochs}" if epochs else ""))
-    if metric is not None:
-        parts.append(f"{metric[0]} {metric[1]:.4g}")
-    return ", ".join(parts)
+        of = f" of {_mapping(folder.config_file)['max_epochs']}"
+    except (ValueError, KeyError):
+        of = ""
+    return f"epoch {done}{of}{_last_score(rows)}"
 
 
-def _last_logged(folder: RunFolder) -> tuple[int | None, tuple[str, float] | None]:
-    """The last epoch and the last validation metric in the newest CSV log that has any."""
-    logs = sorted(
-        (folder.path / "logs").glob("csv-*/metrics.csv"),
-        key=lambda path: int(path.parent.name.partition("-")[2] or 0),
-    )
-    for path in reversed(logs):
+def _last_log(folder: RunFolder) -> list[dict[str, str]]:
+    """The rows with an epoch of the newest CSV log that has any."""
+    logs = (folder.path / "logs").glob("csv-*/metrics.csv")
+    for path in sorted(logs, key=lambda log: int(log.parent.name.partition("-")[2]), reverse=True):
         try:
             with path.open(newline="") as handle:
-                rows = list(csv.DictReader(handle))
-        except (OSError, csv.Error):
+                rows = [row for row in csv.DictReader(handle) if (row["epoch"] or "").isdigit()]
+        except (OSError, csv.Error, KeyError):
             continue
-        epochs = [int(row["epoch"]) for row in rows if (row.get("epoch") or "").isdigit()]
-        metric = _last_metric(rows)
-        if epochs:
-            return max(epochs), metric
-    return None, None
+        if rows:
+            return rows
+    return []
 
 
-def _last_metric(rows: Iterable[Mapping[str, str]]) -> tuple[str, float] | None:
-    for row in reversed(list(rows)):
-        named = {key: value for key, value in row.items() if value and key.startswith("val")}
-        for wanted in ("psnr", "ssim", "loss", ""):
-            for key, value in named.items():
-                if wanted in key:
-                    try:
-                        return key.rpartition("/")[2], float(value)
-                    except ValueError:
-                        continue
-    return None
+def _last_score(rows: Sequence[Mapping[str, str]]) -> str:
+    for row in reversed(rows):
+        scores = {key.rpartition("/")[2]: row[key] for key in row if key.startswith("val")}
+        for name in ("psnr", "ssim", "validation_loss"):
+            if scores.get(name):
+                return f", {name} {float(scores[name]):.4g}"
+    return ""

@@ -93,7 +93,7 @@ def test_missing_and_half_written_runs_are_reported_with_their_reason(tmp_path):
     assert reasons[0] == "not started"
     assert reasons[1] == "no metrics.json yet"
     assert reasons[2].startswith("metrics.json cannot be read")
-    assert reasons[3] == "metrics.json or config.json is no mapping"
+    assert reasons[3] == "metrics.json is no mapping"
     assert reasons[4] == "metrics.json lacks the mean scores of its model"
     assert reasons[5].startswith("config.json cannot be read")
 
