@@ -252,22 +252,26 @@ def levels(
     Raises:
         InputError: a method that needs the noise, and a picture whose noise cannot be estimated.
     """
+    from denoise_tasks.noise import unit_hint
+
+    warnings: list[str | None] = []
     if sigma != "auto":
-        warning = None if sigma is None else method.level_warning(sigma, "given")
-        warnings = [warning] if warning else []
+        if sigma is not None:
+            warnings += [unit_hint(sigma), method.level_warning(sigma, "given")]
         found: list[float | None] = [sigma] * len(pictures.sources)
     else:
         found = [pictures.sigmas.get(path) for path in pictures.sources]
-        warnings = [f"{path}: {reason}" for path, reason in pictures.without_sigma.items()]
-        if warnings and method.needs_sigma:
-            raise InputError(warnings[0])
+        for path, reason in pictures.without_sigma.items():
+            if method.needs_sigma:
+                raise InputError(f"{path}: {reason}")
+            warnings.append(f"{path}: {reason}")
         for path, level in pictures.sigmas.items():
             warning = method.level_warning(level, "estimated")
             if warning:
                 warnings.append(f"{path}: {warning}")
             elif method.noise_kind == "camera":
                 print(f"{path}: noise of about sigma {level:.3g}", file=sys.stderr)
-    for line in warnings:
+    for line in filter(None, warnings):
         print(f"warning: {line}", file=sys.stderr)
     return found
 
@@ -335,7 +339,8 @@ def denoise_benchmark(config: DenoiseConfig) -> Path:
         denoised[image] = sidd.to_bytes(np.stack(method.denoise_many(blocks, sigmas)))
     seconds = time.perf_counter() - begin
     megapixels = noisy[..., 0].size / 2**20  # the board's
-    sidd.write_submission(config.out, denoised, seconds / megapixels, config.overwrite)
+    about = {"MethodName": method.name}
+    sidd.write_submission(config.out, denoised, seconds / megapixels, config.overwrite, about)
     return config.out
 
 
@@ -351,9 +356,9 @@ def main(words: Sequence[str] | None = None) -> None:
         return
     if submission is None:
         submission = denoise_benchmark(config)
-    from denoise_tasks.sidd_benchmark import validate_submission
+    from denoise_tasks.sidd_benchmark import read_submission
 
-    validate_submission(submission)
+    read_submission(submission)
     print(f"valid submission: {submission}")
 
 

@@ -142,21 +142,18 @@ def _read_blocks(path: Path, key: str, expected: tuple[int, ...], any_name: bool
     return file.read(key)
 
 
-def read_benchmark(
-    path: Path, key: str = BENCHMARK_KEY, *, blocks: int = IMAGES, per_image: int = PER_IMAGE
-) -> Blocks:
+def read_benchmark(path: Path, *, blocks: int = IMAGES, per_image: int = PER_IMAGE) -> Blocks:
     """The benchmark's noisy blocks, uint8 (images, blocks per image, 256, 256, 3).
 
     Args:
         path: `BenchmarkNoisyBlocksSrgb.mat`.
-        key: the variable.
         blocks: images that the blocks are cut from, 40.
         per_image: blocks per image, 32.
 
     Raises:
         InputError: no such file, not a MATLAB file, no such variable, another shape or type.
     """
-    return _read_blocks(path, key, _expected(blocks, per_image), any_name=False)
+    return _read_blocks(path, BENCHMARK_KEY, _expected(blocks, per_image), any_name=False)
 
 
 def read_validation(
@@ -300,11 +297,6 @@ def read_submission(path: Path, blocks: int = IMAGES, per_image: int = PER_IMAGE
     fill = _fill_from_csv if path.suffix.lower() == ".csv" else _fill_from_mat
     fill(path, result)
     return result
-
-
-def validate_submission(path: Path, blocks: int = IMAGES, per_image: int = PER_IMAGE) -> None:
-    """Check a submission in either form; see `read_submission`."""
-    read_submission(path, blocks, per_image)
 
 
 def _fill_from_csv(path: Path, result: Blocks) -> None:

@@ -312,7 +312,10 @@ class GaussianTask(DenoisingTask):
     ) -> tuple[TrainCrops, EvalImages]:
         """Single images."""
         from denoise_tasks.data import gaussian_images
+        from denoise_tasks.noise import unit_hint
 
+        if hint := unit_hint(config.sigma or 1):
+            report(f"note: {hint}")
         if config.data_path is None:
             report(
                 "No --data_path: using the photographs that come with scikit-image, split by picture, "

@@ -139,7 +139,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def gaussian(photos: Path | None, run: Path | None, **more) -> TrainConfig:
-    return TrainConfig(task="gaussian", sigma=30, data_path=photos, run=run, **{**SMALL, **more})
+    return TrainConfig(task="gaussian", data_path=photos, run=run, **{"sigma": 30, **SMALL, **more})
 
 
 def of_pairs(pairs: Path, run: Path | None = None, **more) -> TrainConfig:
