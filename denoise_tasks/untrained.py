@@ -144,13 +144,14 @@ def study(config: UntrainedConfig) -> dict[str, Any]:
         InputError: something given cannot be used; nothing is written then.
     """
     from denoise_tasks.methods import make_method
+    from denoise_tasks.untrained_fits import run_fits
     from denoise_tasks.untrained_report import (
         collect_results,
         curves_figure,
         strip_figure,
         write_curves,
     )
-    from denoise_tasks.untrained_study import identity, run_fits
+    from denoise_tasks.untrained_study import identity
     from img2img_recon.trained import pick_device
 
     device = pick_device(config.accelerator)

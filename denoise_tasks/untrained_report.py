@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
+from denoise_tasks.untrained_fits import Fits
 from denoise_tasks.untrained_study import (
     NETWORKS,
     PUBLISHED_METHODS,
     TARGET_LABELS,
     TARGETS,
-    Fits,
     Image,
     Targets,
     halve_every,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from denoise_tasks import untrained, untrained_study
+from denoise_tasks import untrained, untrained_fits, untrained_study
 from denoise_tasks.untrained_study import NETWORKS
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import locked
@@ -92,13 +92,13 @@ def test_finished_fits_are_not_made_again(study, tmp_path, monkeypatch):
     folder = Path(shutil.copytree(study, tmp_path / "study"))
     (folder / "fits" / "vit-noisy.npz").unlink()
     made: list[tuple[str, str]] = []
-    really_fit = untrained_study.fit_network
+    really_fit = untrained_fits.fit_network
 
     def counted(model, target, *args, **options):
         made.append((model, target))
         return really_fit(model, target, *args, **options)
 
-    monkeypatch.setattr(untrained_study, "fit_network", counted)
+    monkeypatch.setattr(untrained_fits, "fit_network", counted)
     untrained.main([*TINY_WORDS, "--run", str(folder), "--model", "vit"])
     assert made == [("vit", "noisy")]
     # The network that this call did not name is still in the study.
@@ -114,7 +114,7 @@ def test_finished_fits_are_not_made_again(study, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_an_interrupted_study_keeps_its_finished_fits(tmp_path, monkeypatch):
     folder = tmp_path / "study"
-    really_fit = untrained_study.fit_network
+    really_fit = untrained_fits.fit_network
 
     def interrupted(model, target, *args, **options):
         if target == "noisy":
@@ -122,13 +122,13 @@ def test_an_interrupted_study_keeps_its_finished_fits(tmp_path, monkeypatch):
         return really_fit(model, target, *args, **options)
 
     words = [*TINY_WORDS, "--run", str(folder), "--model", "vit"]
-    monkeypatch.setattr(untrained_study, "fit_network", interrupted)
+    monkeypatch.setattr(untrained_fits, "fit_network", interrupted)
     with pytest.raises(KeyboardInterrupt):
         untrained.main(words)
     assert sorted(p.name for p in (folder / "fits").iterdir()) == ["vit-image.npz", "vit-noise.npz"]
     assert not (folder / "metrics.json").exists()
     kept = files(folder / "fits")
-    monkeypatch.setattr(untrained_study, "fit_network", really_fit)
+    monkeypatch.setattr(untrained_fits, "fit_network", really_fit)
     untrained.main(words)
     assert (folder / "metrics.json").exists()
     assert kept.items() <= files(folder / "fits").items()
