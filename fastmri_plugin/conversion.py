@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,51 +55,33 @@ def _open_source(path: Path) -> Iterator[_Source]:
         raise InputError(f"{path}: allowed are {', '.join(SOURCE_SUFFIXES)} files")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    if path.suffix in (".h5", ".hdf5"):
+    with ExitStack() as stack:
         try:
-            volume = h5py.File(path, "r")
-        except OSError:
-            raise InputError(f"{path}: not an HDF5 file, or truncated") from None
-        with volume:
-            arrays: dict[str, Any] = {}
-
-            def collect(name: str, item: Any) -> None:
-                if isinstance(item, h5py.Dataset):
-                    arrays[name] = item
-
-            volume.visititems(collect)
-            yield _Source(path, arrays)
-        return
-    try:
-        loaded = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
-    except (ValueError, OSError, EOFError):
-        raise InputError(
-            f"{path}: not a {path.suffix} file of plain arrays, or truncated"
-        ) from None
-    if isinstance(loaded, np.ndarray):
-        yield _Source(path, {path.stem: loaded})
-        return
-    with loaded:
-        try:
-            arrays = {name: loaded[name] for name in loaded.files}
+            arrays = _arrays(path, stack)
         except (ValueError, OSError, EOFError):
             raise InputError(
-                f"{path}: holds objects, expected plain arrays, or truncated"
+                f"{path}: not a {path.suffix} file of plain arrays, or truncated"
             ) from None
         yield _Source(path, arrays)
 
 
+def _arrays(path: Path, stack: ExitStack) -> dict[str, Any]:
+    if path.suffix in (".h5", ".hdf5"):
+        items: list[tuple[str, Any]] = []
+        stack.enter_context(h5py.File(path, "r")).visititems(lambda *item: items.append(item))
+        return {name: item for name, item in items if isinstance(item, h5py.Dataset)}
+    loaded = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        return {path.stem: loaded}
+    return {name: loaded[name] for name in stack.enter_context(loaded).files}
+
+
 def _plain_ids(values: np.ndarray, flag_name: str) -> list[str]:
     """Volume ids as words: bytes are decoded, whole floats lose their '.0'."""
-    if values.dtype.kind in "fiu" and not np.array_equal(values, np.round(values)):
-        raise InputError(f"{flag_name}: volume ids must be whole numbers or words")
-    if values.dtype.kind in "fiu":
+    if values.dtype.kind in "fiu" and np.array_equal(values, np.round(values)):
         return [str(int(value)) for value in values]
     if values.dtype.kind in "SUO":
-        return [
-            value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-            for value in values
-        ]
+        return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values]
     raise InputError(f"{flag_name}: volume ids must be whole numbers or words, not {values.dtype}")
 
 

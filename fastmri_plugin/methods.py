@@ -36,10 +36,12 @@ class Reconstructor(ABC):
     Attributes:
         name: how tables, figures and folders call it.
         chooses: whether `choose` settles something without which `reconstruct` refuses to work.
+        settings: what `choose` settled, as metrics.json holds it; may be put back from there.
     """
 
     name: str
     chooses: ClassVar[bool] = False
+    settings: Mapping[str, Any] = {}
 
     def choose(  # noqa: B027 - most methods have nothing to choose
         self, train: Sequence[VolumeInfo], masks: MaskSpec, track: Track = silent
@@ -64,15 +66,6 @@ class Reconstructor(ABC):
         Raises:
             InputError: naming the file that cannot be read or reconstructed.
         """
-
-    def settings(self) -> dict[str, Any]:
-        """What `choose` settled, as metrics.json holds it."""
-        return {}
-
-    def restore(self, settings: Mapping[str, Any]) -> None:
-        """Take what an earlier `choose` settled."""
-        for name, value in settings.items():
-            setattr(self, name, value)
 
 
 @dataclass(frozen=True)
@@ -197,10 +190,15 @@ class Regularized(SliceReconstructor):
         num_workers: int | None = None,
     ) -> None:
         super().__init__(num_workers)
-        self.regularization = regularization
+        self.settings = {"regularization": regularization}
         self.candidates = tuple(sorted(set(candidates)))
         self.num_iter = num_iter
         self.num_slices = num_slices
+
+    @property
+    def regularization(self) -> float:
+        """The one that was given or chosen."""
+        return self._checked(self.settings["regularization"])
 
     def _checked(self, value: float | None) -> float:
         if value is None or not (math.isfinite(value) and value > 0):
@@ -213,8 +211,8 @@ class Regularized(SliceReconstructor):
         """See `SliceReconstructor`."""
         from fastmri_plugin.compressed_sensing import reconstruct_slice
 
-        chosen = self._checked(self.regularization)
-        return reconstruct_slice(kspace, mask, size, self.name, [chosen], self.num_iter)[0]
+        values = [self.regularization]
+        return reconstruct_slice(kspace, mask, size, self.name, values, self.num_iter)[0]
 
     def seconds(self, info: VolumeInfo) -> float:
         """About how long one slice takes under one regularization."""
@@ -223,13 +221,6 @@ class Regularized(SliceReconstructor):
         iterations = NUM_ITERATIONS[self.name] if self.num_iter is None else self.num_iter
         return max(iterations, 1) * super().seconds(info)
 
-    def reconstruct(
-        self, infos: Sequence[VolumeInfo], masks: MaskSpec, track: Track = silent
-    ) -> Iterator[tuple[str, np.ndarray]]:
-        """See `Reconstructor`."""
-        self._checked(self.regularization)
-        return super().reconstruct(infos, masks, track)
-
     def choose(self, train: Sequence[VolumeInfo], masks: MaskSpec, track: Track = silent) -> None:
         """Take the regularization of the best mean SSIM on a few training slices, the smallest of equals.
 
@@ -237,7 +228,7 @@ class Regularized(SliceReconstructor):
             InputError: no volume, no candidate, or a file that cannot be read.
         """
         means = self.scores(train, masks, track)
-        self.regularization = max(means, key=lambda value: (means[value], -value))
+        self.settings = {"regularization": max(means, key=lambda value: (means[value], -value))}
 
     def scores(
         self, train: Sequence[VolumeInfo], masks: MaskSpec, track: Track = silent
@@ -277,10 +268,6 @@ class Regularized(SliceReconstructor):
             data_range = float(info.max_value or target.max())
             totals += [volume_ssim(target, image[None], data_range=data_range) for image in images]
         return dict(zip(self.candidates, (totals / len(chosen)).tolist(), strict=True))
-
-    def settings(self) -> dict[str, Any]:
-        """The regularization."""
-        return {"regularization": self.regularization}
 
 
 def middle_slices(

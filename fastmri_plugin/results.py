@@ -48,7 +48,7 @@ def score(prepared: MriRun) -> dict[str, Any]:
         "task": "mri",
         "model": config.model,
         "scored_on": "validation volumes; the checkpoint was chosen on them too",
-        "method_settings": {m.name: m.settings() for m in methods if m.chooses},
+        "method_settings": {m.name: m.settings for m in methods if m.chooses},
         "volumes": rows,
         "mean": {method: summarise(scores.values()) for method, scores in rows.items()},
     }

@@ -139,7 +139,7 @@ def _settle(
     track: Track,
 ) -> None:
     if method.name in stored:
-        method.restore(stored[method.name])
+        method.settings = stored[method.name]
         return
     data_path = flags.data_path or configured_data_path(flags.anatomy)
     if data_path is None and flags.test_path is None:

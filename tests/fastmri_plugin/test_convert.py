@@ -271,7 +271,7 @@ def test_sources_that_cannot_be_read_are_refused(tmp_path, images):
     np.savez(tmp_path / "two.npz", a=images, b=images)
     for name, message in {
         "absent.h5": "no such file",
-        "broken.h5": "not an HDF5 file",
+        "broken.h5": "not a .h5 file of plain arrays",
         "broken.npy": "not a .npy file",
         "objects.npy": "plain arrays",
         "image.png": "allowed are",

@@ -98,7 +98,7 @@ def test_the_regularization_is_the_best_of_the_candidates(demo):
     assert scores[3.0] < scores[method.regularization]
     again = TotalVariation(None, candidates[::-1], num_iter=30, num_slices=2, num_workers=0)
     assert again.scores(train, MASKS) == scores
-    again.restore(json.loads(json.dumps(method.settings())))
+    again.settings = json.loads(json.dumps(method.settings))
     assert again.regularization == method.regularization
 
 

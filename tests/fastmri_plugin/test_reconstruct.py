@@ -135,7 +135,7 @@ def test_what_a_method_chooses_comes_from_a_run_or_from_training_volumes(tiny_da
     data = tiny_data("singlecoil")
     by_run = open_split(flags(data, run=(run,), method=("tv",)), report_nothing)
     chosen = open_split(flags(data, method=("tv",)), report_nothing)
-    assert by_run.methods["tv"].settings() == chosen.methods["tv"].settings()
+    assert by_run.methods["tv"].settings == chosen.methods["tv"].settings
     volumes_alone = data / "singlecoil_test"
     with pytest.raises(InputError, match=r"tv has to choose its settings.*give --data_path"):
         open_split(
