@@ -33,6 +33,23 @@ def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
     )
 
 
+def _are_as_built(
+    dtype: torch.dtype, expand: nn.Linear, norm: nn.LayerNorm, output: nn.Linear
+) -> bool:
+    """Whether the three modules are untouched and of the form that the mixers give them."""
+    return (
+        is_untouched(expand, nn.Linear)
+        and is_untouched(norm, nn.LayerNorm)
+        and is_untouched(output, nn.Linear)
+        and expand.bias is None
+        and output.bias is None
+        and norm.elementwise_affine
+        and norm.bias is not None
+        and norm.normalized_shape == (output.in_features,)
+        and {expand.weight.dtype, norm.weight.dtype, output.weight.dtype} == {dtype}
+    )
+
+
 def blocked_projection(
     x: Tensor, expand: nn.Module, norm: nn.Module, output: nn.Module
 ) -> Tensor | None:
@@ -43,14 +60,11 @@ def blocked_projection(
 
     Shapes: x (..., C), expand to cells * D channels, norm over D, output to `out` -> (..., cells, out).
     """
-    if not (
-        isinstance(expand, nn.Linear)
-        and isinstance(norm, nn.LayerNorm)
-        and isinstance(output, nn.Linear)
-        and all(map(is_untouched, (expand, norm, output), (nn.Linear, nn.LayerNorm, nn.Linear)))
-        and is_ordinary(x)
-        and x.numel() // x.shape[-1] * len(expand.weight) > PLAIN_ELEMENTS
-    ):
+    if not (isinstance(expand, nn.Linear) and isinstance(norm, nn.LayerNorm)):
+        return None
+    if not (isinstance(output, nn.Linear) and _are_as_built(x.dtype, expand, norm, output)):
+        return None
+    if not is_ordinary(x) or x.numel() // x.shape[-1] * len(expand.weight) <= PLAIN_ELEMENTS:
         return None
     rows, gain = x.reshape(-1, x.shape[-1]), norm.weight
     wide = expand.weight.view(-1, len(gain), x.shape[-1])  # (cells, D, C)

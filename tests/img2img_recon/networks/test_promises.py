@@ -100,6 +100,34 @@ def test_every_change_counts_as_in_the_plain_formula(
     torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-5)
 
 
+REPLACEMENTS: dict[str, dict[str, nn.Module]] = {
+    "bias after the norm": {"output": nn.Linear(24, 1)},
+    "another width": {"output": nn.Linear(24, 5, bias=False)},
+    "several layers": {"output": nn.Sequential(nn.Linear(24, 7), nn.GELU(), nn.Linear(7, 1))},
+    "bias before the norm": {"patch_expand.expand": nn.Linear(24, 4 * 24)},
+    "norm without weights": {"patch_expand.norm": nn.LayerNorm(24, elementwise_affine=False)},
+    "norm without bias": {"patch_expand.norm": nn.LayerNorm(24, bias=False)},
+    "no norm": {"patch_expand.norm": nn.Identity()},
+    "subclass": {"output": layers.AxisLinear(24, 1, -1)},
+}
+
+
+@pytest.mark.parametrize("replaced", REPLACEMENTS)
+def test_a_replaced_module_is_the_one_that_runs(
+    replaced: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, image = large()
+    for name, module in REPLACEMENTS[replaced].items():
+        parent, _, own = name.rpartition(".")
+        setattr(net.get_submodule(parent), own, module)
+        for parameter in module.parameters():
+            nn.init.normal_(parameter)
+    with torch.no_grad():
+        got = net(image)
+        monkeypatch.setattr(layers, "blocked_projection", lambda *modules: None)
+        torch.testing.assert_close(got, net(image), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_every_module_with_parameters_is_called(name: str) -> None:
     """Also under a hook of all modules, which counts the calls."""
