@@ -204,7 +204,7 @@ class CheckedPictures:
         for path in track(sources, "checking", len(sources)):
             try:
                 picture = read_picture(path)
-                check_target(picture, path)
+                check_target(picture, path, path)
             except InputError as error:
                 problems.append(str(error))
                 continue

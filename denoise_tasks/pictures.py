@@ -107,17 +107,17 @@ def check_picture(path: Path, target: Path | None = None) -> None:
     """
     picture = read_picture(path)
     if target is not None:
-        check_target(picture, target)
+        check_target(picture, path, target)
 
 
-def check_target(picture: Picture, target: Path) -> None:
-    """Check that a picture like this one can be written to a file of this name, with alpha and metadata.
+def check_target(picture: Picture, path: Path, target: Path) -> None:
+    """Check that the picture read from `path` can be written to `target`, with alpha and metadata.
 
     Raises:
         InputError: as `write_picture`.
     """
     check_ending(target, alpha=picture.alpha is not None)
-    with _writing(target):
+    with _writing(path):
         corner = picture.samples[:1, :1]
         _encode_like(io.BytesIO(), corner / np.iinfo(corner.dtype).max, picture, target)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -17,9 +18,15 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def call(*words: object, cwd: Path) -> str:
-    """What a command says; it must end well."""
+    """What a command says; it must end well. The checkout is not on its path."""
     done = subprocess.run(
-        [*map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=500, check=False
+        [*map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
     )
     assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
     return done.stdout

@@ -159,10 +159,17 @@ def test_links_lead_somewhere():
     [
         *(
             (f"fastmri_plugin/{name}", "--challenge")
-            for name in ("train", "evaluate", "export_submission", "freeze_split", "convert")
+            for name in (
+                "train",
+                "reconstruct",
+                "evaluate",
+                "export_submission",
+                "freeze_split",
+                "convert",
+            )
         ),
         ("denoise_tasks/train", "--task"),
-        ("denoise_tasks/evaluate", "--bm3d"),
+        ("denoise_tasks/evaluate", "--method"),
         ("denoise_tasks/denoise", "--self_ensemble"),
         ("denoise_tasks/untrained", "--image"),
         ("cluster/sweep", "submit"),

@@ -204,6 +204,7 @@ def test_repeated_blocks_are_compiled_each(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.usefixtures("tiny_machine")
 def test_unet_without_fastmri_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fastmri.models", None)
+    monkeypatch.delitem(sys.modules, "img2img_recon.networks.unet", raising=False)
     options = benchmark.parse_options(["--models", "unet", "--quick"])
     report = benchmark.run_benchmark(options)
     assert report["rows"] == []
