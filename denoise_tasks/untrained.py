@@ -187,11 +187,11 @@ def study(config: UntrainedConfig) -> dict[str, Any]:
 @script
 def main(words: Sequence[str] | None = None) -> None:
     """Check, fit, draw, print the table."""
+    results = study(parse_config(UntrainedConfig, words))
     from rich.console import Console
 
     from denoise_tasks.untrained_report import results_table
 
-    results = study(parse_config(UntrainedConfig, words))
     # Into a file or a pipe a table of figures must not be folded at a terminal's width.
     console = Console() if sys.stdout.isatty() else Console(width=140)
     console.print(results_table(results))

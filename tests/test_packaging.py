@@ -102,7 +102,7 @@ def test_every_command_starts(installed, tmp_path):
     commands = [path for path in sorted(installed.glob("img2img-*")) if path.suffix != ".py"]
     assert len(commands) >= 12
     for command in commands:
-        assert "usage" in call(command, "--help", cwd=tmp_path).lower()
+        assert "--help" in call(command, "--help", cwd=tmp_path)
 
 
 def test_installing_beside_a_torch_leaves_it_alone(tmp_path):
