@@ -121,7 +121,7 @@ def test_the_pool_ends_with_its_parent(tmp_path, number):
             os.killpg(process.pid, number)  # as a terminal does: the workers get it too
         else:
             process.kill()
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=240)
         assert gone(process.pid)
         if number == signal.SIGINT:
             assert process.returncode == 130
