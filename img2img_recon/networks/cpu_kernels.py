@@ -1,13 +1,17 @@
-"""The output projection of the mixers on a CPU, in blocks of rows that stay in its cache.
+"""The mixers' wide layers on a CPU, in parts that stay in its cache.
 
-Between a volume and its pixels lies a layer of P * P times as many numbers. In the plain formula it is written
-to memory, read and written by LayerNorm, and read again. LayerNorm is centring, which goes into the weight of
-the map before it, and division by one number a cell: the wide layer stays in a block, and what comes of
-it is divided instead.
+The hidden layer of an MLP has f times as many numbers as its volume, the layer between a volume and its pixels
+P * P times: written to memory and read again they cost more than their arithmetic. In inference an MLP's own
+modules are called on parts of the volume. The output projection runs over blocks of rows, in training too:
+LayerNorm is centring, which goes into the weight of the map before it, and division by one number a cell, so
+the wide layer stays in a block, and what comes of it is divided instead.
+
+Only modules of exactly the class that the mixers build, without hooks, are treated so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +19,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules import module as torch_module
 
+# Elements of an MLP's hidden layer that are computed together, and up to which all of it is.
+PART_ELEMENTS = 1 << 19
+WHOLE_ELEMENTS = 1 << 20
 # Elements of one block's wide layer: 4 MB in float32.
 BLOCK_ELEMENTS = 1 << 20
 # Elements of a whole wide layer up to which the plain formula is as fast.
@@ -31,6 +38,33 @@ def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
         and not any(getattr(module, hooks) for hooks in _HOOKS)
         and all(type(p) is nn.Parameter for p in module._parameters.values() if p is not None)
     )
+
+
+def in_parts(mix: Callable[[Tensor], Tensor], x: Tensor, axis: int, wide: int) -> Tensor:
+    """`mix(x)`, in inference on a CPU part by part, so that the hidden layers stay in cache.
+
+    Args:
+        mix: mixes any volume along one axis, whatever its other axes.
+        x: the volume.
+        axis: which axis.
+        wide: elements of the widest layer inside.
+    """
+    # The size last: comparing it would bind the batch of a program that is being exported.
+    if torch.is_grad_enabled() or not is_ordinary(x) or wide <= WHOLE_ELEMENTS:
+        return mix(x)
+    return _joined(mix, x, axis % x.ndim, wide)
+
+
+def _joined(mix: Callable[[Tensor], Tensor], x: Tensor, axis: int, wide: int) -> Tensor:
+    """Cut the outermost axis that is not mixed along, and its parts again until they are small."""
+    across = next((dim for dim, size in enumerate(x.shape) if dim != axis and size > 1), None)
+    if across is None or wide <= PART_ELEMENTS:
+        return mix(x)
+    parts = x.tensor_split(min(-(-wide // PART_ELEMENTS), x.shape[across]), across)
+    mixed = [
+        _joined(mix, part, axis, wide * part.shape[across] // x.shape[across]) for part in parts
+    ]
+    return torch.cat(mixed, across)
 
 
 def _are_as_built(

@@ -2,8 +2,7 @@
 
 Volumes are channels-last, (B, H, W, C), so that every linear map over channels acts on contiguous rows. Mixing
 along height is `W @ x` on (H, W * C), and mixing along width is `W @ x` on (W, C) for every row: a volume is
-never transposed. The output projection's
-fast way on a CPU is in cpu_kernels.py.
+never transposed. What keeps wide layers in a CPU's cache is in cpu_kernels.py.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from img2img_recon.networks.cpu_kernels import blocked_projection
+from img2img_recon.networks.cpu_kernels import blocked_projection, in_parts, is_untouched
 
 TokenMixing = Literal["mlp", "linear"]
 
@@ -169,6 +168,12 @@ class AxisMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., dim, ...) to (..., dim, ...)."""
+        if not (is_untouched(self.fc1, AxisLinear) and is_untouched(self.fc2, AxisLinear)):
+            return self._mix(x)
+        wide = x.numel() // self.fc1.in_features * self.fc1.out_features
+        return in_parts(self._mix, x, self.axis, wide)
+
+    def _mix(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
 
 

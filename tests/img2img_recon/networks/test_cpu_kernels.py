@@ -1,17 +1,20 @@
-"""The output projection in blocks: equal to its modules, forward and backward, and only where nobody can tell."""
+"""What a CPU computes in parts: equal to the modules, forward and backward, and only where nobody can tell."""
 
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from img2img_recon.networks import cpu_kernels, layers
-from img2img_recon.networks.cpu_kernels import blocked_projection
-from img2img_recon.networks.layers import PatchExpand
+from img2img_recon.networks.cpu_kernels import blocked_projection, in_parts
+from img2img_recon.networks.layers import AxisMLP, PatchExpand
 from img2img_recon.networks.mixers import Img2ImgMixer
 
 
@@ -20,6 +23,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks so small that every volume here is cut, with a shorter last block."""
     monkeypatch.setattr(cpu_kernels, "BLOCK_ELEMENTS", 150)
     monkeypatch.setattr(cpu_kernels, "PLAIN_ELEMENTS", 0)
+    monkeypatch.setattr(cpu_kernels, "WHOLE_ELEMENTS", 0)
+    monkeypatch.setattr(cpu_kernels, "PART_ELEMENTS", 100)
 
 
 def modules(scale: int = 2) -> tuple[PatchExpand, nn.Linear]:
@@ -64,6 +69,7 @@ def test_mixer_is_the_same_with_and_without_blocks(monkeypatch: pytest.MonkeyPat
     output.square().mean().backward()
     gradients = [p.grad for p in net.parameters()]
     net.zero_grad(set_to_none=True)
+    monkeypatch.setattr(layers, "in_parts", lambda mix, x, axis, wide: mix(x))
     monkeypatch.setattr(layers, "blocked_projection", lambda *modules: None)
     expected = net(image)
     expected.square().mean().backward()
@@ -71,6 +77,40 @@ def test_mixer_is_the_same_with_and_without_blocks(monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
     expected_gradients = [p.grad for p in net.parameters()]
     torch.testing.assert_close(gradients, expected_gradients, rtol=1e-4, atol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 7)] * 4),
+    hidden=st.integers(1, 40),
+    axis=st.integers(-1, 3),
+    order=st.permutations([0, 1, 2, 3]),
+)
+def test_parts_are_the_whole_whatever_the_strides(
+    shape: tuple[int, int, int, int], hidden: int, axis: int, order: list[int]
+) -> None:
+    x = torch.randn([shape[i] for i in order], dtype=torch.float64).permute(order)
+    mlp = AxisMLP(x.shape[axis], hidden, axis).double()
+    expected = mlp(x).detach()  # with gradients: the whole at once
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(x), expected, rtol=1e-11, atol=1e-11)
+
+
+def test_parts_are_small_and_only_for_inference() -> None:
+    parts: list[tuple[int, ...]] = []
+
+    def mix(part: Tensor) -> Tensor:
+        parts.append(tuple(part.shape))
+        return part
+
+    x = torch.randn(2, 4, 6, 5)
+    assert torch.equal(in_parts(mix, x, 1, 4 * x.numel()), x)
+    assert parts == [tuple(x.shape)]
+    parts.clear()
+    with torch.no_grad():
+        assert torch.equal(in_parts(mix, x, 1, 4 * x.numel()), x)
+    assert len(parts) > 2
+    assert all(part[1] == 4 and 4 * math.prod(part) <= 100 for part in parts)
 
 
 def test_copies_and_pickles_keep_the_output() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from img2img_recon.networks import layers
+from img2img_recon.networks import cpu_kernels, layers
 from img2img_recon.networks.mixers import Img2ImgMixer
 from tests.img2img_recon.networks.test_networks import SMALL, small
 
@@ -75,12 +75,18 @@ PARTS = [
 ]
 
 
+def only_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on every module is called on the whole volume, as on any other device."""
+    monkeypatch.setattr(layers, "in_parts", lambda mix, x, axis, wide: mix(x))
+    monkeypatch.setattr(layers, "blocked_projection", lambda *modules: None)
+
+
 def large() -> tuple[Img2ImgMixer, Tensor]:
-    """A mixer and images with far more than half a million hidden elements in every MLP."""
+    """A mixer and images with far more than a million hidden elements in every MLP."""
     torch.manual_seed(0)
-    net = Img2ImgMixer(64, 1, 1, 2, 24, 2, 4)
+    net = Img2ImgMixer(64, 1, 1, 2, 24, 2, 8)
     image = torch.randn(8, 1, 64, 64)
-    assert image[:, 0, ::2, ::2].numel() * 24 * 4 > 2**19
+    assert image[:, 0, ::2, ::2].numel() * 24 * 8 > cpu_kernels.WHOLE_ELEMENTS
     return net.eval(), image
 
 
@@ -94,7 +100,7 @@ def test_every_change_counts_as_in_the_plain_formula(
         before = net(image)
         change(net, part)
         after = net(image)
-        monkeypatch.setattr(layers, "blocked_projection", lambda *modules: None)
+        only_modules(monkeypatch)
         expected = net(image)
     assert not torch.allclose(after, before, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-5)
@@ -124,7 +130,7 @@ def test_a_replaced_module_is_the_one_that_runs(
             nn.init.normal_(parameter)
     with torch.no_grad():
         got = net(image)
-        monkeypatch.setattr(layers, "blocked_projection", lambda *modules: None)
+        only_modules(monkeypatch)
         torch.testing.assert_close(got, net(image), rtol=1e-4, atol=1e-4)
 
 
@@ -166,6 +172,19 @@ def test_a_hook_on_any_module_changes_the_output(name: str) -> None:
             handle.remove()
             assert not torch.allclose(changed, before, rtol=1e-6, atol=1e-8), path
         assert torch.equal(net(image), before)
+
+
+@pytest.mark.parametrize("part", ["fc1", "fc2"])
+@pytest.mark.parametrize("mlp", ["height_mixing", "width_mixing", "channel_mixing"])
+def test_a_hook_in_an_mlp_sees_the_whole_volume_once(mlp: str, part: str) -> None:
+    net, image = large()
+    seen: list[int] = []
+    net.get_submodule(f"mixer_layers.0.{mlp}.{part}").register_forward_hook(
+        lambda module, given, output: seen.append(given[0].shape[0])
+    )
+    with torch.no_grad():
+        net(image)
+    assert seen == [len(image)]
 
 
 def test_gradient_hooks_are_called_at_every_size() -> None:
