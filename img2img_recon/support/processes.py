@@ -40,6 +40,26 @@ def one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Keep Ctrl-C waiting in this block; processes that start in it never see one (where the system can).
+
+    A worker is interrupted like its parent, and before it has learnt to ignore that it would print a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    # Started in the block it would end the waiting: it sets the mask itself.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _end_with_parent() -> None:
     parent = parent_process()
     if parent is not None:
@@ -78,7 +98,7 @@ def map_in_processes(
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
     finished = False
     try:
-        with one_thread_each():
+        with one_thread_each(), _interrupts_wait():
             results = pool.map(function, tasks)
         yield from results
         finished = True
