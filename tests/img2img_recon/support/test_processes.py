@@ -21,9 +21,13 @@ from img2img_recon.support.processes import (
 
 HAS_PROC = Path("/proc/self/stat").exists()
 POOL = """
-import time
+import signal, time
 from img2img_recon.support.cli import run_script
 from img2img_recon.support.processes import map_in_processes
+
+# Tests started in the background ignore the signal, and all their children do.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def main():
     for _ in map_in_processes(time.sleep, [0, 300, 300, 300], 2):
         print("one", flush=True)
