@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running pickled code, kept by score and by time."""
+"""Checkpoints: written whole or not at all, kept by score and by time; `img2img_recon.trained` reads them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from img2img_recon.support.files import atomic_path
-from img2img_recon.trained import (  # noqa: F401
-    find_checkpoint,
-    load,
-    load_checkpoint,
-    load_weights,
-    network_of,
-    read_run,
-)
+from img2img_recon.trained import load_checkpoint
 from img2img_recon.training.preemption import STOP_REQUEST, RunStopped
 from img2img_recon.training.run_folder import RunFolder
 

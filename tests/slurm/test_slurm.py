@@ -30,7 +30,7 @@ from cluster.submission import cancel, submit
 from cluster.sweep_file import read_sweep
 from cluster.sweep_folder import SweepFolder
 from img2img_recon.support.errors import InputError
-from img2img_recon.training.checkpoints import load_checkpoint
+from img2img_recon.trained import load_checkpoint
 from tests.slurm.local_slurm import LocalSlurm, SlurmUnavailableError, missing_programs
 from tests.stand_in_training import StandInJob, WaitingJob
 
