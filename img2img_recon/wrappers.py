@@ -39,13 +39,20 @@ def _reflected(length: int, before: int, after: int, device: torch.device) -> Te
     return torch.minimum(folded, period - folded) if length > 1 else folded
 
 
+def _wrapped(length: int, before: int, after: int, device: torch.device) -> Tensor:
+    """As `_reflected`, for an axis whose ends meet."""
+    return torch.arange(-before, length + after, device=device) % length
+
+
 def _even_padding(rows: int, columns: int) -> Padding:
     """Split rows and columns to add evenly, the larger half below and right."""
     return Padding(rows // 2, rows - rows // 2, columns // 2, columns - columns // 2)
 
 
-def pad_to(image: Tensor, height: int, width: int) -> tuple[Tensor, Padding]:
-    """Pad an image by reflection to at least `height` x `width`.
+def pad_to(
+    image: Tensor, height: int, width: int, circular: bool = False
+) -> tuple[Tensor, Padding]:
+    """Pad an image to at least `height` x `width`, by reflection or with its other end.
 
     The padding is split evenly, the larger half below and right, and does not repeat the border
     pixel. It may be longer than the image, which is then reflected again and again.
@@ -54,6 +61,7 @@ def pad_to(image: Tensor, height: int, width: int) -> tuple[Tensor, Padding]:
         image: (..., H, W).
         height: least height wanted.
         width: least width wanted.
+        circular: go on at the image's other end in place of reflecting.
 
     Returns:
         The padded image (..., max(H, height), max(W, width)) and what `unpad` needs to undo it.
@@ -61,11 +69,12 @@ def pad_to(image: Tensor, height: int, width: int) -> tuple[Tensor, Padding]:
     """
     H, W = image.shape[-2:]
     padding = _even_padding(max(height - H, 0), max(width - W, 0))
+    source = _wrapped if circular else _reflected
     if height > H:
-        rows = _reflected(H, padding.top, padding.bottom, image.device)
+        rows = source(H, padding.top, padding.bottom, image.device)
         image = image.index_select(-2, rows)
     if width > W:
-        columns = _reflected(W, padding.left, padding.right, image.device)
+        columns = source(W, padding.left, padding.right, image.device)
         image = image.index_select(-1, columns)
     return image, padding
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from img2img_recon.networks.base import Network
 from img2img_recon.networks.layers import MixerLayer, PatchEmbed, TokenMixing
 from img2img_recon.support.errors import InputError
 from img2img_recon.wrappers import pad_to, unpad
+
+Border = Literal["reflect", "circular"]
 
 
 class WindowMixer(Network):
@@ -22,6 +25,12 @@ class WindowMixer(Network):
     the image's size and the cost is linear in its pixels. With several `embed_dims` the network is a U: 2 x 2
     cells become one at the next level, and a skip adds what the finer level held. The image is padded by
     reflection, by half a window of the coarsest level at least, so that a shifted window never wraps around.
+    An image whose ends really meet, as the Fourier transform of k-space, has a circular border instead: it is
+    padded to whole windows only, and shifted windows do wrap around.
+
+    Layers whose partition is "grid" mix cells that lie far apart along the width: a window takes neighbouring
+    rows, and of every row `window_size` columns spread evenly over the whole volume (after the grid attention of
+    MaxViT, Tu et al., ECCV 2022). So aliasing, which lies along one axis, is seen at every level.
 
     The output is the residual, in the image's units, for `Residual` to subtract. With the noise level as a
     plane it is multiplied by that level: at sigma 0 it is 0.
@@ -36,6 +45,8 @@ class WindowMixer(Network):
         mlp_ratio: hidden width of every MLP as a multiple of its input.
         token_mixing: "mlp", or "linear" for one linear map each along height and width.
         noise_level_plane: whether `forward` takes the noise level, which enters as one more channel.
+        partitions: how the layers of a stage are partitioned, in turn: "windows", "shifted" or "grid".
+        border: "reflect", or "circular" for images that go on at their other end.
 
     Shapes: (B, in_chans, H, W) -> (B, out_chans, H, W), any H and W.
 
@@ -55,6 +66,8 @@ class WindowMixer(Network):
         mlp_ratio: int = 2,
         token_mixing: TokenMixing = "linear",
         noise_level_plane: bool = False,
+        partitions: tuple[str, ...] = ("windows", "shifted"),
+        border: Border = "reflect",
     ) -> None:
         super().__init__(in_chans, out_chans)
         levels = len(embed_dims)
@@ -64,12 +77,25 @@ class WindowMixer(Network):
             )
         if window_size < 2 or window_size % 2:
             raise InputError(f"window_size is {window_size}; it must be even")
+        if not partitions or set(partitions) - {"windows", "shifted", "grid"}:
+            raise InputError(f"partitions is {partitions}; allowed: windows, shifted, grid")
+        if border not in ("reflect", "circular"):
+            raise InputError(f"border is {border!r}; it must be 'reflect' or 'circular'")
         self.noise_level_plane = noise_level_plane
+        self.border = border
         self.size_unit = window_size * patch_size * 2 ** (levels - 1)
         self.patch_embed = PatchEmbed(patch_size, in_chans + noise_level_plane, embed_dims[0])
         widths = [*embed_dims, *reversed(embed_dims[:-1])]
         self.stages = nn.ModuleList(
-            WindowStage(window_size, width, depth, mlp_ratio, token_mixing)
+            WindowStage(
+                window_size,
+                width,
+                depth,
+                mlp_ratio,
+                token_mixing,
+                partitions,
+                border == "circular",
+            )
             for width, depth in zip(widths, depths, strict=True)
         )
         pairs = list(pairwise(embed_dims))
@@ -87,9 +113,11 @@ class WindowMixer(Network):
         """
         self.check_image(image)
         level = self._noise_level(image, sigma)
-        unit = self.size_unit
+        unit, circular = self.size_unit, self.border == "circular"
         padded, padding = pad_to(
-            image, *(unit * (-(-side // unit) + 1) for side in image.shape[-2:])
+            image,
+            *(unit * (-(-side // unit) + (not circular)) for side in image.shape[-2:]),
+            circular=circular,
         )
         return unpad(self._residual(padded, level), padding)
 
@@ -140,9 +168,9 @@ class WindowMixer(Network):
 
 
 class WindowStage(nn.Sequential):
-    """Mixer layers inside windows; the windows of every second layer are shifted by half a window.
+    """Mixer layers inside windows, partitioned in turn; shifted windows lie half a window further.
 
-    A shifted layer leaves the outer half window of the volume as it is.
+    A shifted layer leaves the outer half window of the volume as it is, unless the volume is circular.
 
     Args:
         window_size: side of a window in cells.
@@ -150,8 +178,11 @@ class WindowStage(nn.Sequential):
         depth: number of layers.
         mlp_ratio: hidden width of every MLP as a multiple of its input.
         token_mixing: "mlp" or "linear".
+        partitions: "windows", "shifted" or "grid", in turn.
+        circular: whether the volume's ends meet.
 
-    Shapes: (B, H, W, C) -> (B, H, W, C); H and W are multiples of `window_size`, at least two of it.
+    Shapes: (B, H, W, C) -> (B, H, W, C); H and W are multiples of `window_size`, at least two of it where
+        windows are shifted and do not wrap around.
     """
 
     def __init__(
@@ -161,23 +192,36 @@ class WindowStage(nn.Sequential):
         depth: int,
         mlp_ratio: int,
         token_mixing: TokenMixing,
+        partitions: tuple[str, ...] = ("windows", "shifted"),
+        circular: bool = False,
     ) -> None:
         grid = (window_size, window_size)
         super().__init__(
             *(MixerLayer(grid, embed_dim, mlp_ratio, token_mixing) for _ in range(depth))
         )
         self.window_size = window_size
+        self.partitions = tuple(islice(cycle(partitions), depth))
+        self.circular = circular
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        half = self.window_size // 2
-        for number, layer in enumerate(self):
-            if number % 2:
-                mixed = in_windows(layer, x[:, half:-half, half:-half], self.window_size)
-                x = x.clone()
-                x[:, half:-half, half:-half] = mixed
-            else:
+        for partition, layer in zip(self.partitions, self, strict=True):
+            if partition == "windows":
                 x = in_windows(layer, x, self.window_size)
+            elif partition == "grid":
+                x = in_grid(layer, x, self.window_size)
+            else:
+                x = self._shifted(layer, x)
+        return x
+
+    def _shifted(self, layer: nn.Module, x: Tensor) -> Tensor:
+        half = self.window_size // 2
+        if self.circular:
+            rolled = in_windows(layer, x.roll((-half, -half), (1, 2)), self.window_size)
+            return rolled.roll((half, half), (1, 2))
+        mixed = in_windows(layer, x[:, half:-half, half:-half], self.window_size)
+        x = x.clone()
+        x[:, half:-half, half:-half] = mixed
         return x
 
 
@@ -188,6 +232,15 @@ def in_windows(layer: nn.Module, x: Tensor, side: int) -> Tensor:
     windows = x.reshape(B, rows, side, columns, side, C).transpose(2, 3)
     mixed = layer(windows.reshape(-1, side, side, C))
     return mixed.view(B, rows, columns, side, side, C).transpose(2, 3).reshape(B, H, W, C)
+
+
+def in_grid(layer: nn.Module, x: Tensor, side: int) -> Tensor:
+    """Apply a layer to windows of `side` neighbouring rows and `side` columns that lie W / `side` apart."""
+    B, H, W, C = x.shape
+    rows, columns = H // side, W // side
+    windows = x.reshape(B, rows, side, side, columns, C).permute(0, 1, 4, 2, 3, 5)
+    mixed = layer(windows.reshape(-1, side, side, C)).view(B, rows, columns, side, side, C)
+    return mixed.permute(0, 1, 3, 4, 2, 5).reshape(B, H, W, C)
 
 
 def gather_cells(x: Tensor) -> Tensor:

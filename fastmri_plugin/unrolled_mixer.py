@@ -1,0 +1,214 @@
+"""A mixer unrolled over the measured k-space, for one coil or many: data consistency and window mixers in turn."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from img2img_recon.networks.layers import TokenMixing
+from img2img_recon.networks.window_mixer import WindowMixer
+from img2img_recon.support.errors import InputError
+
+DataConsistency = Literal["hard", "soft"]
+
+
+class UnrolledMixer(nn.Module):
+    """Cascades that each subtract a mixer's output in image space and keep to the measured samples.
+
+    As the end-to-end variational network (Sriram et al., MICCAI 2020, arXiv:2004.06688), with window mixers in
+    the place of its U-Nets: k <- k - FS net(S*F* k), then data consistency on the measured columns. The image is
+    complex, coils are combined by sensitivity maps, which a small mixer estimates from the fully sampled centre;
+    with one coil the only map is 1. K-space is divided by one complex number first, which has the scale and the
+    phase of the zero-filled image: the output does not depend on the scanner's units or its phase.
+
+    Every row of a column is measured or none, so the transform along the rows commutes with the mask: it is done
+    once, and the cascades transform along the phase encoding alone.
+
+    Args:
+        cascades: K, number of cascades.
+        patch_size: see `WindowMixer`, as the five that follow.
+        window_size: side of a window in cells.
+        embed_dims: channels at each level.
+        depths: layers of each stage.
+        mlp_ratio: hidden width of every MLP as a multiple of its input.
+        token_mixing: "mlp" or "linear".
+        partitions: how layers partition the volume, in turn.
+        data_consistency: "hard" puts the measured samples back; "soft" subtracts a learned part of the
+            difference, as the variational network does.
+        sens_embed_dims: channels at each level of the mixer that estimates sensitivity maps.
+    """
+
+    def __init__(
+        self,
+        cascades: int = 4,
+        patch_size: int = 2,
+        window_size: int = 8,
+        embed_dims: tuple[int, ...] = (32, 64, 128),
+        depths: tuple[int, ...] = (2, 2, 4, 2, 2),
+        mlp_ratio: int = 2,
+        token_mixing: TokenMixing = "linear",
+        partitions: tuple[str, ...] = ("windows", "grid"),
+        data_consistency: DataConsistency = "hard",
+        sens_embed_dims: tuple[int, ...] = (24, 48),
+    ) -> None:
+        super().__init__()
+        if cascades < 1:
+            raise InputError(f"cascades is {cascades}; it must be at least 1")
+        self.cascades = nn.ModuleList(
+            Cascade(
+                WindowMixer(
+                    2,
+                    2,
+                    patch_size,
+                    window_size,
+                    embed_dims,
+                    depths,
+                    mlp_ratio,
+                    token_mixing,
+                    partitions=partitions,
+                    border="circular",
+                ),
+                data_consistency,
+            )
+            for _ in range(cascades)
+        )
+        self.sens_net = SensitivityMixer(sens_embed_dims)
+        for mixer in (m for m in self.modules() if isinstance(m, WindowMixer)):
+            # A new network reconstructs as zero-filling does, with maps straight from the centre.
+            nn.init.zeros_(mixer.output.weight)
+            nn.init.zeros_(mixer.output.bias)
+
+    def forward(
+        self,
+        masked_kspace: Tensor,
+        mask: Tensor,
+        num_low_frequencies: int | None = None,
+        sens_maps: Tensor | None = None,
+    ) -> Tensor:
+        """Reconstruct the magnitude, root-sum-of-squares over the coils.
+
+        Args:
+            masked_kspace: complex (B, coils, H, W), centred as fastMRI's, zero where nothing was measured.
+            mask: bool (B, 1, 1, W) or (1, 1, 1, W), the measured columns.
+            num_low_frequencies: width of the fully sampled centre; None finds it in the mask.
+            sens_maps: complex (B, coils, H, W), from elsewhere; None estimates them.
+
+        Returns:
+            real (B, H, W), in the units of the k-space.
+        """
+        kspace = torch.fft.ifftshift(masked_kspace, (-2, -1))
+        columns = torch.fft.ifftshift(mask, -1)
+        # From here on: rows are image, columns k-space, both in the transform's own order.
+        measured = torch.fft.ifft(kspace, dim=-2, norm="ortho")
+        unit = complex_unit(to_image(measured))
+        measured = measured / unit
+        if masked_kspace.shape[1] == 1:
+            maps = torch.ones_like(measured[:, :1, :1, :1])
+        elif sens_maps is None:
+            maps = self.sens_net(measured, centre_columns(columns, num_low_frequencies))
+        else:
+            maps = torch.fft.ifftshift(sens_maps, (-2, -1))
+        estimate = measured
+        for cascade in self.cascades:
+            estimate = cascade(estimate, measured, columns, maps)
+        coils = torch.fft.fftshift(to_image(estimate) * unit, (-2, -1))
+        return coils.abs()[:, 0] if coils.shape[1] == 1 else coils.abs().square().sum(1).sqrt()
+
+
+class Cascade(nn.Module):
+    """One step: subtract the regulariser's output, then keep to the measured samples.
+
+    With "soft" it is fastMRI's `VarNetBlock`: k - weight * mask * (k - measured) - FS net(S*F* k).
+
+    Args:
+        regulariser: maps (B, 2, H, W), real and imaginary part, to the same.
+        data_consistency: "hard" or "soft".
+    """
+
+    def __init__(self, regulariser: nn.Module, data_consistency: DataConsistency) -> None:
+        super().__init__()
+        if data_consistency not in ("hard", "soft"):
+            raise InputError(f"data_consistency is {data_consistency!r}; it is 'hard' or 'soft'")
+        self.regulariser = regulariser
+        self.dc_weight = nn.Parameter(torch.ones(1)) if data_consistency == "soft" else None
+
+    def forward(self, kspace: Tensor, measured: Tensor, mask: Tensor, maps: Tensor) -> Tensor:
+        """Map hybrid k-space (B, coils, H, W), transformed along H, to the next estimate of it."""
+        image = (to_image(kspace) * maps.conj()).sum(1)
+        residual = mixed(self.regulariser, image)
+        update = kspace - to_kspace(residual[:, None] * maps)
+        if self.dc_weight is None:
+            return torch.where(mask, measured, update)
+        return update - self.dc_weight * torch.where(mask, kspace - measured, 0)
+
+
+class SensitivityMixer(nn.Module):
+    """Sensitivity maps of all coils from the fully sampled centre; their squares sum to one over the coils.
+
+    The images of the centre are the first guess, a mixer that sees one coil at a time subtracts from it.
+
+    Args:
+        embed_dims: channels at each level.
+    """
+
+    def __init__(self, embed_dims: tuple[int, ...]) -> None:
+        super().__init__()
+        depths = (1,) * (2 * len(embed_dims) - 1)
+        self.mixer = WindowMixer(2, 2, 4, 8, embed_dims, depths, border="circular")
+
+    def forward(self, kspace: Tensor, centre: Tensor) -> Tensor:
+        """Map hybrid k-space (B, coils, H, W) and the centre's mask (B, 1, 1, W) to maps (B, coils, H, W)."""
+        image = to_image(kspace * centre)
+        coil = image.flatten(0, 1)
+        guess = (coil - mixed(self.mixer, coil)).view_as(image)
+        energy = guess.abs().square().sum(1, keepdim=True)
+        return guess / energy.clamp_min(torch.finfo(energy.dtype).tiny).sqrt()
+
+
+def mixed(network: nn.Module, image: Tensor) -> Tensor:
+    """Send complex images (B, H, W), in the transform's own order, through a network of two channels."""
+    channels = torch.view_as_real(torch.fft.fftshift(image, (-2, -1))).permute(0, 3, 1, 2)
+    output = network(channels).to(channels.dtype).permute(0, 2, 3, 1).contiguous()
+    return torch.fft.ifftshift(torch.view_as_complex(output), (-2, -1))
+
+
+def to_image(kspace: Tensor) -> Tensor:
+    """Hybrid k-space to images, along the last axis."""
+    return torch.fft.ifft(kspace, norm="ortho")
+
+
+def to_kspace(image: Tensor) -> Tensor:
+    """Images to hybrid k-space, along the last axis."""
+    return torch.fft.fft(image, norm="ortho")
+
+
+def complex_unit(image: Tensor) -> Tensor:
+    """One complex number per slice, (B, 1, 1, 1): deviation of the magnitudes and mean phase of (B, coils, H, W)."""
+    magnitude = image.abs()
+    scale = magnitude.square().sum(1).sqrt().flatten(1).std(1)
+    phase = (image * magnitude).flatten(1).sum(1)
+    size = phase.abs()
+    turn = torch.where(size > 0, phase / torch.where(size > 0, size, 1), 1)
+    return (torch.where(scale > 0, scale, 1) * turn).view(-1, 1, 1, 1)
+
+
+def centre_columns(mask: Tensor, num_low_frequencies: int | None) -> Tensor:
+    """The fully sampled centre, bool (B, 1, 1, W), of masks in the transform's own order.
+
+    Args:
+        mask: bool (B, 1, 1, W), measured columns, zero frequency first.
+        num_low_frequencies: its width; None takes the columns on both sides up to the first gap, the same number
+            on each, and at least the middle one, as fastMRI does.
+    """
+    width = mask.shape[-1]
+    column = torch.arange(width, device=mask.device)
+    frequency = torch.where(column < (width + 1) // 2, column, column - width)
+    if num_low_frequencies is None:
+        gap = torch.where(mask, width, torch.where(frequency < 0, -frequency - 1, frequency))
+        count = (2 * gap.amin(-1, keepdim=True)).clamp(1, width)
+    else:
+        count = torch.tensor(num_low_frequencies, device=mask.device)
+    low = width // 2 - torch.div(width - count + 1, 2, rounding_mode="floor")
+    return (frequency >= -low) & (frequency < count - low)
