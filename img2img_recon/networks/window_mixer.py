@@ -114,11 +114,8 @@ class WindowMixer(Network):
         self.check_image(image)
         level = self._noise_level(image, sigma)
         unit, circular = self.size_unit, self.border == "circular"
-        padded, padding = pad_to(
-            image,
-            *(unit * (-(-side // unit) + (not circular)) for side in image.shape[-2:]),
-            circular=circular,
-        )
+        height, width = (unit * (-(-side // unit) + (not circular)) for side in image.shape[-2:])
+        padded, padding = pad_to(image, height, width, circular)
         return unpad(self._residual(padded, level), padding)
 
     def unpadded(self, image: Tensor, sigma: Tensor | float | None = None) -> Tensor:
