@@ -215,3 +215,44 @@ def test_parameters_are_those_that_were_counted_by_hand() -> None:
     merge, expand = 24 * 8 + 8, 8 * 24 + 24
     assert parameter_count(small()) == embed + 4 * layer(6) + 2 * layer(8) + merge + expand + output
     assert parameter_count(small(noise_level_plane=True)) - parameter_count(small()) == 4 * 6
+
+
+def test_a_grid_layer_sees_columns_spread_over_the_whole_width() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 8, 20, 5, requires_grad=True)
+    mixed = WindowStage(4, 5, 1, 2, "linear", ("grid",))(x)
+    # Rows 4 to 7 are a window's; columns of one window lie 20 / 4 apart.
+    assert reached(mixed, x, (6, 7)) == {
+        (row, col) for row in range(4, 8) for col in (2, 7, 12, 17)
+    }
+
+
+def test_partitions_are_taken_in_turn() -> None:
+    stage = WindowStage(4, 5, 5, 2, "linear", ("windows", "grid"))
+    assert stage.partitions == ("windows", "grid", "windows", "grid", "windows")
+
+
+@pytest.mark.parametrize(
+    ("partitions", "axis"), [(("windows", "shifted"), 3), (("windows", "grid"), 2)]
+)
+def test_a_circular_border_has_no_first_row(partitions: tuple[str, ...], axis: int) -> None:
+    # A grid layer has weights by position along the width; along the height it moves as windows do.
+    net = small(**U_SHAPE, border="circular", partitions=partitions)
+    unit = net.size_unit
+    image = torch.rand(1, 3, 2 * unit, 3 * unit)
+    moved = net(image.roll((unit, unit), (2, axis)))
+    torch.testing.assert_close(moved.roll((-unit, -unit), (2, axis)), net(image))
+
+
+def test_a_circular_border_pads_with_the_other_end() -> None:
+    net = small(**U_SHAPE, border="circular")
+    unit = net.size_unit
+    image = torch.rand(1, 3, unit - 3, unit)
+    padded = torch.cat([image[:, :, -1:], image, image[:, :, :2]], 2)
+    torch.testing.assert_close(net(image), net(padded)[:, :, 1:-2])
+
+
+@pytest.mark.parametrize("wrong", [{"partitions": ("diagonal",)}, {"border": "mirror"}])
+def test_unknown_partitions_and_borders_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        small(**wrong)
