@@ -34,6 +34,7 @@ ESTIMATED_SIDE = 1024
 LEAST_SIGMA = 0.05
 # Pixels of decoded pictures that are kept from checking to denoising, 0.4 GB in colour; others are read again.
 KEPT_PIXELS = 1 << 25
+EXIT_SOME_BROKEN = 1  # all others are done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ class DenoiseConfig:
     self_ensemble: bool = flag(
         False, help="mean over the eight flips and quarter turns (networks)", basic=True
     )
-    overwrite: bool = flag(False, help="replace files that exist", basic=True)
+    overwrite: bool = flag(False, help="make results anew that exist", basic=True)
     accelerator: Accelerator = flag("auto", help="where networks run", group="cluster", basic=True)
     tile_batch: PositiveInt | None = flag(
         None,
@@ -125,62 +126,15 @@ class DenoiseConfig:
         return bar if self.progress else silent
 
 
-def plan(inputs: Sequence[Path], out: Path, overwrite: bool) -> list[tuple[Path, Path]]:
-    """Which file becomes which: a file keeps its name, the files of a folder their places in it.
-
-    Args:
-        inputs: files and folders; in folders, hidden files and `out` itself are left out.
-        out: folder of the results.
-        overwrite: results that exist may be replaced.
-
-    Raises:
-        InputError: an input that is not there or has no picture's ending, a folder without pictures,
-            two inputs for one result, a result in the place of an input, one that exists.
-    """
-    from denoise_tasks.pictures import check_ending, list_pictures
-
-    pairs: list[tuple[Path, Path]] = []
-    for given in inputs:
-        if given.is_dir():
-            pairs += [
-                (path, out / path.relative_to(given))
-                for path in list_pictures(given)
-                if out.resolve() not in path.resolve().parents or out.resolve() == given.resolve()
-            ]
-        elif given.exists():
-            check_ending(given)
-            pairs.append((given, out / given.name))
-        else:
-            raise InputError(f"{given}: no such file or folder")
-    if not pairs:
-        raise InputError(f"{inputs[0]}: no picture in this folder but those in --out")
-    sources = {source.resolve() for source, _ in pairs}
-    taken: dict[Path, Path] = {}
-    for source, target in pairs:
-        # Where upper and lower case are one, so are two such names.
-        key = Path(str(target.resolve()).lower())
-        if key in taken:
-            raise InputError(
-                f"--out: {taken[key]} and {source} would both become {target}; "
-                "denoise them into different folders"
-            )
-        taken[key] = source
-        if target.resolve() in sources:
-            raise InputError(
-                f"--out: {target} is an input; give a folder that holds none of the inputs"
-            )
-    existing = [target for _, target in pairs if target.exists()]
-    if existing and not overwrite:
-        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise InputError(f"--out: {existing[0]} exists{more}; give --overwrite to replace")
-    return pairs
-
-
 class CheckedPictures:
     """Pictures that have all been decoded once, with the noise of those whose noise was asked for.
 
     A broken one is known before the first result is written. As many as `KEPT_PIXELS` allows stay decoded;
     a single one always does.
+
+    Attributes:
+        sources: the files that can be used.
+        broken: of the others, why not.
     """
 
     def __init__(self, sources: Sequence[Path], method: Denoiser | None, track: Track) -> None:
@@ -192,22 +146,26 @@ class CheckedPictures:
             track: progress.
 
         Raises:
-            InputError: the first that cannot be read or written again, and how many more there are.
+            InputError: a single one that cannot be read or written again.
         """
         from denoise_tasks.pictures import check_target, read_picture
 
-        self.sources = sources
+        self.sources: list[Path] = []
+        self.broken: list[str] = []
         self.sigmas: dict[Path, float] = {}
         self.without_sigma: dict[Path, str] = {}
         self._kept: dict[Path, Picture] = {}
-        problems, room = [], KEPT_PIXELS
+        room = KEPT_PIXELS
         for path in track(sources, "checking", len(sources)):
             try:
                 picture = read_picture(path)
                 check_target(picture, path, path)
             except InputError as error:
-                problems.append(str(error))
+                if len(sources) == 1:
+                    raise
+                self.broken.append(str(error))
                 continue
+            self.sources.append(path)
             if method is not None:
                 try:
                     self.sigmas[path] = estimated_sigma(picture.pixels, method)
@@ -216,16 +174,18 @@ class CheckedPictures:
             room -= picture.samples[..., 0].size
             if room >= 0 or not self._kept:
                 self._kept[path] = picture
-        if problems:
-            more = f" (and {len(problems) - 1} more that cannot be used)" if problems[1:] else ""
-            raise InputError(problems[0] + more)
 
-    def __iter__(self) -> Iterator[Picture]:
-        """The pictures in order; each is forgotten when it has been given."""
+    def __iter__(self) -> Iterator[tuple[Path, Picture]]:
+        """The usable pictures in order; each is forgotten when it has been given."""
         from denoise_tasks.pictures import read_picture
 
         for path in self.sources:
-            yield self._kept.pop(path) if path in self._kept else read_picture(path)
+            try:
+                picture = self._kept.pop(path) if path in self._kept else read_picture(path)
+            except InputError as error:  # taken away or changed since it was checked
+                self.broken.append(str(error))
+                continue
+            yield path, picture
 
 
 def estimated_sigma(pixels: np.ndarray, method: Denoiser) -> float:
@@ -276,30 +236,47 @@ def levels(
     return found
 
 
-def denoise_files(config: DenoiseConfig) -> list[Path]:
-    """Denoise all inputs; everything is checked before the first result is written.
+def denoise_files(config: DenoiseConfig) -> tuple[list[Path], list[str]]:
+    """Denoise what is not finished of all inputs; everything is checked before the first result is written.
 
     Returns:
-        The files written.
+        The files written, and a line for each picture that cannot be used.
 
     Raises:
         InputError: something given cannot be used.
     """
+    from denoise_tasks.picture_folders import plan
+
     assert config.out is not None
-    pairs = plan(config.inputs, config.out, config.overwrite)
+    work = plan(config.inputs, config.out, config.overwrite)
+    for line in work.remarks(config.out):
+        print(line, file=sys.stderr)
+    if not work.jobs:
+        return [], []
     # The network and its packages: only now, so that a mistyped name is answered at once.
     from denoise_tasks.pictures import write_picture
 
     method = config.make()
     estimates = method if config.sigma == "auto" else None
-    pictures = CheckedPictures([source for source, _ in pairs], estimates, config.track)
-    sigmas = levels(config.sigma, pictures, method)
-    writable_folder(config.out, "--out")
-    jobs = zip(pairs, pictures, sigmas, strict=True)
-    for (_, target), picture, sigma in config.track(jobs, "denoising", len(pairs)):
-        denoised = method.denoise(picture.pixels, in_image_units(sigma))
-        write_picture(target, denoised, picture, config.overwrite)
-    return [target for _, target in pairs]
+    targets = dict(work.jobs)
+    pictures = CheckedPictures(list(targets), estimates, config.track)
+    sigmas = dict(zip(pictures.sources, levels(config.sigma, pictures, method), strict=True))
+    for folder in sorted({targets[source].parent for source in pictures.sources}):
+        writable_folder(folder, "--out")
+    written, count = list[Path](), len(pictures.sources)
+    try:
+        for source, picture in config.track(pictures, "denoising", count):
+            denoised = method.denoise(picture.pixels, in_image_units(sigmas[source]))
+            write_picture(targets[source], denoised, picture, config.overwrite)
+            written.append(targets[source])
+    except (InputError, KeyboardInterrupt):
+        if count > 1 and not config.overwrite:
+            rest = "the same command goes on from there"
+            print(
+                f"{len(written)} of {count} pictures are in {config.out}; {rest}", file=sys.stderr
+            )
+        raise
+    return written, pictures.broken
 
 
 def denoise_benchmark(config: DenoiseConfig) -> Path:
@@ -350,9 +327,14 @@ def main(words: Sequence[str] | None = None) -> None:
     config = parse_config(DenoiseConfig, words)
     submission = config.validate_submission
     if config.inputs:
-        written = denoise_files(config)
+        written, broken = denoise_files(config)
         what = written[0] if len(written) == 1 else f"{len(written)} pictures in {config.out}"
         print(f"denoised: {what}")
+        if broken:
+            print(
+                f"left out, {len(broken)} that cannot be used:", *broken, sep="\n", file=sys.stderr
+            )
+            raise SystemExit(EXIT_SOME_BROKEN)
         return
     if submission is None:
         submission = denoise_benchmark(config)

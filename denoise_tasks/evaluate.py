@@ -181,7 +181,8 @@ def _pair_cases(
 def _gaussian_cases(
     config: EvaluateConfig, runs: Sequence[TrainedDenoiser], channels: int
 ) -> list[tuple[str, list[Case]]]:
-    from denoise_tasks.pictures import check_picture, list_pictures
+    from denoise_tasks.picture_folders import list_pictures
+    from denoise_tasks.pictures import check_picture
     from denoise_tasks.scoring import gaussian_cases
     from denoise_tasks.splits import gaussian_split
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from denoise_tasks.pictures import list_pictures, open_picture
+from denoise_tasks.picture_folders import list_pictures
+from denoise_tasks.pictures import open_picture
 from img2img_recon.support.errors import InputError
 
 # What stems end in; "real" and "mean" are PolyU's own words.

@@ -181,27 +181,6 @@ def write_picture(
         _encode_like(file, pixels, like, path)
 
 
-def list_pictures(folder: Path, recursive: bool = True) -> list[Path]:
-    """List the picture files of a folder by their endings, sorted; hidden files are left out.
-
-    Raises:
-        InputError: no such folder, or no picture in it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    found = sorted(
-        path
-        for path in (folder.rglob("*") if recursive else folder.iterdir())
-        if path.suffix.lower() in ENDINGS
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
-    if not found:
-        raise InputError(f"{folder}: no picture in this folder (looked for {', '.join(ENDINGS)})")
-    return found
-
-
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """Turn whatever goes wrong in decoding into an InputError with the file's name."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from denoise_tasks.pairs import OnBroken, Pair, is_sidd, list_pairs, some
-from denoise_tasks.pictures import list_pictures
+from denoise_tasks.picture_folders import list_pictures
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.seeds import seed_of
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -263,7 +265,8 @@ def test_bad_input(tmp_path: Path, fake: Callable[..., list[Path]]) -> None:
         ([tmp_path / "a.gif", "--out", out], r"a\.gif: no picture's ending, allowed: \.png"),
         ([tmp_path / "alpha.jpg", "--out", out], "alpha channel"),
         ([tmp_path / "alpha.bmp", "--out", out], r"alpha\.bmp: not a picture"),
-        ([broken, "--out", out], r"broken/b\.png: truncated .*\(and 1 more that cannot be used\)"),
+        ([broken / "b.png", "--out", out], r"broken/b\.png: truncated or broken"),
+        ([folder, folder / "sub/b.png", "--out", out], r"b\.png: given twice"),
         ([folder, folder / "sub", "--out", out], "would both become"),
         ([good, good, "--out", out], "would both become"),
         ([good, "--out", tmp_path], r"--out: .*good\.png is an input"),
@@ -285,18 +288,93 @@ def test_bad_input(tmp_path: Path, fake: Callable[..., list[Path]]) -> None:
 
 
 @pytest.mark.usefixtures("fake")
-def test_nothing_is_overwritten_without_being_told(tmp_path: Path) -> None:
-    write_picture(tmp_path / "a.png", picture(20, 30))
-    write_picture(tmp_path / "b.png", picture(20, 30))
+def test_nothing_is_overwritten_without_being_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.png", "b.png"):
+        write_picture(tmp_path / name, picture(20, 30))
     out = tmp_path / "out"
     run(tmp_path / "b.png", "--out", out)
-    before = (out / "b.png").read_bytes()
+    (out / "b.png").write_bytes(b"mine")
     with pytest.raises(InputError, match=r"--out: .*b\.png exists; give --overwrite"):
-        run(tmp_path / "a.png", tmp_path / "b.png", "--out", out)
-    assert [item.name for item in out.iterdir()] == ["b.png"]
-    assert (out / "b.png").read_bytes() == before
-    run(tmp_path / "a.png", tmp_path / "b.png", "--out", out, "--overwrite")
-    assert len(list(out.iterdir())) == 2
+        run(tmp_path / "b.png", "--out", out)
+    both = (tmp_path / "a.png", tmp_path / "b.png", "--out", out)
+    run(*both)
+    assert (out / "b.png").read_bytes() == b"mine"
+    assert read_picture(out / "a.png").samples.shape == (20, 30, 3)
+    assert "1 of 2 results are in" in capsys.readouterr().err
+    (out / "a.png").write_bytes(b"mine too")
+    run(*both)
+    assert (out / "a.png").read_bytes() == b"mine too"
+    assert "denoised: 0 pictures" in capsys.readouterr().out
+    run(*both, "--overwrite")
+    for name in ("a.png", "b.png"):
+        assert np.array_equal(
+            read_picture(out / name).samples, read_picture(tmp_path / name).samples
+        )
+
+
+@pytest.mark.usefixtures("fake")
+def test_broken_pictures_are_listed_and_the_others_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    for number in range(5):
+        write_picture(source / f"{number}.png", picture(20, 30))
+    for name in ("1.png", "3.png"):
+        (source / name).write_bytes((source / name).read_bytes()[:-400])
+    (source / "x.heic").touch()
+    for count in (3, 0):
+        with pytest.raises(SystemExit) as caught:
+            run(source, "--out", out)
+        assert caught.value.code == 1
+        printed = capsys.readouterr()
+        assert f"denoised: {count} pictures" in printed.out
+        assert sorted(path.name for path in out.iterdir()) == ["0.png", "2.png", "4.png"]
+        *_, words, first, second = printed.err.splitlines()
+        assert words.startswith("left out, 2 that cannot")
+        assert first.startswith(f"{source / '1.png'}: truncated")
+        assert second.startswith(f"{source / '3.png'}: truncated")
+        assert "left out: 1 .heic" in printed.err
+
+
+def test_after_an_interruption_or_a_full_disk_the_rest_is_done(
+    tmp_path: Path,
+    fake: Callable[..., list[Path]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    for number in range(4):
+        write_picture(source / f"{number}.png", picture(20, 30))
+    calls: list[int] = []
+
+    def interrupted(x: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return x
+
+    fake(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(source, "--out", out)
+    assert "1 of 4 pictures are in" in capsys.readouterr().err
+    encode, first = pictures.encode, (out / "0.png").stat().st_mtime_ns
+
+    def full(file: Any, samples: np.ndarray, metadata: Metadata, name: Path) -> None:
+        encode(file, samples, metadata, name)
+        if name == out / "2.png":
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "encode", full)
+        with pytest.raises(InputError, match=r"2\.png: cannot be written \(Disk quota exceeded\)"):
+            run(source, "--out", out)
+    assert sorted(path.name for path in out.iterdir()) == ["0.png", "1.png"]
+    run(source, "--out", out)
+    assert sorted(path.name for path in out.iterdir()) == [f"{number}.png" for number in range(4)]
+    assert (out / "0.png").stat().st_mtime_ns == first
+    assert len(calls) == 6  # interrupted and refused ones included
 
 
 def test_a_network_that_gives_nan_writes_nothing(

@@ -21,7 +21,6 @@ from denoise_tasks.pictures import (
     Metadata,
     Picture,
     check_picture,
-    list_pictures,
     open_picture,
     read_picture,
     write_picture,
@@ -858,20 +857,6 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path: Path) -> None
     with pytest.raises(InputError, match="alpha of shape"):
         write_picture(tmp_path / "b.png", pixels[1:], with_alpha)
     assert [item.name for item in tmp_path.iterdir()] == ["a.png"]
-
-
-def test_list_pictures(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a.jpg", "sub/c.tiff", ".hidden.png", ".cache/d.png", "notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    names = [str(path.relative_to(tmp_path)) for path in list_pictures(tmp_path)]
-    assert names == ["a.jpg", "b.PNG", "sub/c.tiff"]
-    assert len(list_pictures(tmp_path, recursive=False)) == 2
-    with pytest.raises(InputError, match="no such folder"):
-        list_pictures(tmp_path / "missing")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no picture in this folder"):
-        list_pictures(tmp_path / "empty")
 
 
 def test_camera_file_with_a_second_view(tmp_path: Path) -> None:
