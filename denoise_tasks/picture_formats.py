@@ -7,6 +7,7 @@ warning; where pixels cannot be decoded, whatever the library raises is passed o
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import struct
 import threading
@@ -89,6 +90,11 @@ def encode(file: IO[bytes], samples: np.ndarray, metadata: Metadata, name: Path)
     if metadata.parts and metadata.format != format:
         warn(name, f"what only {metadata.format} files can say of a picture is left out")
         metadata = replace(metadata, parts=())
+    if format == "JPEG" and len(metadata.exif) > _JPEG_LONGEST_EXIF:
+        warn(name, "its EXIF is longer than JPEG files can hold and is left out")
+        metadata = replace(metadata, exif=b"")
+    if format == "BMP" and (metadata.exif or metadata.xmp or metadata.icc_profile):
+        warn(name, "BMP files can hold no EXIF, XMP or colour profile; they are left out")
     samples = samples[..., 0] if samples.shape[2] == 1 else samples
     if format == "PNG":
         _encode_png(file, samples, metadata)
@@ -176,6 +182,8 @@ _MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB", "RGBA": "RGBA", "CMYK": 
 # Segments that are written anew, or that are true of the file that was read only.
 _JPEG_MARKERS = ("APP0", "APP11", "APP14")
 _JPEG_STARTS = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0", b"MPF\0")
+_JPEG_EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
+_JPEG_LONGEST_EXIF, _JPEG_LONGEST_XMP, _JPEG_XMP_PART = 65527, 65504, 65400
 _limit = threading.Lock()
 
 
@@ -236,14 +244,37 @@ def _encode_by_pillow(
     if format == "WEBP" and metadata.lossless:
         # With `exact` the colour under full transparency is kept as well.
         options = {"lossless": True, "quality": 80, "exact": True}
+    segments = metadata.parts
+    if format == "JPEG" and len(metadata.xmp) > _JPEG_LONGEST_XMP:
+        xmp, extension = _extended_xmp(metadata.xmp)
+        metadata, segments = replace(metadata, xmp=xmp), (*segments, *extension)
     if metadata.exif:
         options["exif"] = b"Exif\0\0" + metadata.exif
     for name in ("xmp", "icc_profile", "dpi"):
         if value := getattr(metadata, name):
             options[name] = value
     if format == "JPEG":
-        for marker, content in metadata.parts:
+        for marker, content in segments:
             code = 0xFE if marker == "COM" else 0xE0 + int(marker[3:])
             segment = struct.pack(">BBH", 0xFF, code, len(content) + 2) + content
             options["extra"] = options.get("extra", b"") + segment
     Image.fromarray(samples).save(file, format, **options)
+
+
+def _extended_xmp(packet: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
+    """A packet too long for a JPEG segment as a short one and the segments that it points to.
+
+    Adobe's XMP specification, part 3, section 1.1.3.1.
+    """
+    digest = hashlib.md5(packet, usedforsecurity=False).hexdigest().upper().encode()
+    short = (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+        b'<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        b'<rdf:Description rdf:about="" xmlns:xmpNote="http://ns.adobe.com/xmp/note/" '
+        b'xmpNote:HasExtendedXMP="' + digest + b'"/></rdf:RDF></x:xmpmeta>'
+    )
+    head = _JPEG_EXTENDED_XMP + digest + struct.pack(">I", len(packet))
+    return short, [
+        ("APP1", head + struct.pack(">I", start) + packet[start : start + _JPEG_XMP_PART])
+        for start in range(0, len(packet), _JPEG_XMP_PART)
+    ]

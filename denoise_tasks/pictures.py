@@ -202,6 +202,8 @@ def _writing(path: Path) -> Iterator[None]:
     """Turn what goes wrong in writing into an InputError with the file's name."""
     try:
         yield
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
     except (ValueError, TypeError, struct.error) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from img2img_recon.support.errors import InputError
+from img2img_recon.support.files import NO_ROOM, no_room
 from img2img_recon.support.flags import Flag, flag, flags_of, network_options, refusal, typed
 from img2img_recon.support.help_text import Defaults, help_text
 from img2img_recon.support.values import SWITCH, did_you_mean
@@ -229,10 +231,20 @@ def script(main: Callable[[Sequence[str] | None], None]) -> Callable[..., None]:
 
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Run a script's `main` and exit: 0 when done, 2 with one line on what cannot be used, 130 on Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files may hold bytes that are no text.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except InputError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(EXIT_BAD_INPUT) from None
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        # Where a library writes by itself, as Lightning its logs.
+        print(f"error: {error.filename or 'a file of this run'} {no_room(error)}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

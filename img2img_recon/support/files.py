@@ -83,21 +83,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
         full = _full(error, temporary)
         if full is None:
             raise
-        raise InputError(f"{path}: cannot be written ({full})") from None
+        raise InputError(f"{path}: {no_room(full)}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _full(error: Exception, temporary: Path) -> str | None:
-    """Why there is no room for more, None if there is; torch does not say that it was the reason."""
-    number = getattr(error, "errno", None)
-    if number not in NO_ROOM:
-        try:
-            with temporary.open("ab") as file:
-                file.write(bytes(PROBE_BYTES))
-        except OSError as refused:
-            number = refused.errno
-    return os.strerror(number) if number in NO_ROOM else None
+def _full(error: Exception, temporary: Path) -> OSError | None:
+    """That there is no room for more, if so; torch does not say that it was the reason."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return error
+    try:
+        with temporary.open("ab") as file:
+            file.write(bytes(PROBE_BYTES))
+    except OSError as refused:
+        return refused if refused.errno in NO_ROOM else None
+    return None
+
+
+def no_room(error: OSError) -> str:
+    """In words: the disk, or the user's share of it, is full."""
+    return f"cannot be written ({os.strerror(error.errno or 0)}); make room and start the same command again"
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -140,11 +145,17 @@ def make_folder_once(folder: Path, fill: Callable[[Path], None]) -> Path:
 
     Two processes may call this at once: each fills its own temporary folder, the first to finish gives
     it the name and the other's is thrown away. An interrupted call leaves no half-filled folder behind.
+
+    Raises:
+        InputError: the folder cannot be made, or the disk or the user's share of it is full.
     """
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=TEMPORARY))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=TEMPORARY))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror})") from None
     try:
         fill(temporary)
         temporary.chmod(0o755)
@@ -153,6 +164,10 @@ def make_folder_once(folder: Path, fill: Callable[[Path], None]) -> Path:
         except OSError:
             if not folder.is_dir():
                 raise
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise InputError(f"{folder}: {no_room(error)}") from None
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

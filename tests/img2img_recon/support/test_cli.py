@@ -499,6 +499,13 @@ def test_a_copy_of_a_config_needs_no_words():
             "error: a: b\n",
         ),
         ("KeyboardInterrupt", 130, "interrupted\n"),
+        (
+            "OSError(28, 'No space left on device')",
+            2,
+            "error: a file of this run cannot be written (No space left on device); "
+            "make room and start the same command again\n",
+        ),
+        ("InputError('caf\\udce9.png: no')", 2, "error: caf\\udce9.png: no\n"),
     ],
 )
 def test_how_a_script_ends(error, code, said):
@@ -512,6 +519,21 @@ def test_how_a_script_ends(error, code, said):
         [sys.executable, "-c", program], capture_output=True, text=True, env=os.environ, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (code, "", said)
+
+
+def test_names_that_are_no_text_can_be_printed():
+    program = (
+        "from img2img_recon.support.cli import run_script\n"
+        "run_script(lambda: print('caf\\udce9 \u5199'))"
+    )
+    for encoding, said in (("utf-8", "caf\\udce9 \u5199\n"), ("ascii", "caf\\udce9 \\u5199\n")):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            check=False,
+        )
+        assert (done.returncode, done.stdout.decode()) == (0, said), done.stderr
 
 
 def test_a_script_that_is_done_ends_with_0():

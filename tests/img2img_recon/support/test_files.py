@@ -156,7 +156,8 @@ def test_no_room_is_one_line_and_keeps_the_old_file(tmp_path, writer):
     process = python(code, path, stderr=subprocess.PIPE)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 2, said
-    assert said.splitlines()[-1] == f"error: {path}: cannot be written (File too large)"
+    last = said.splitlines()[-1]
+    assert last.startswith(f"error: {path}: cannot be written (File too large); make room")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["old.bin"]
 
@@ -181,9 +182,22 @@ def test_a_full_disk_at_any_moment(tmp_path, monkeypatch, number, where):
 
     with pytest.raises(InputError) as caught:
         write()
-    assert str(caught.value) == f"{tmp_path / 'a.json'}: cannot be written ({reason})"
+    assert str(caught.value).startswith(
+        f"{tmp_path / 'a.json'}: cannot be written ({reason}); make"
+    )
     assert (tmp_path / "a.json").read_text() == "1\n"
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_folder_for_which_there_is_no_room(tmp_path, number):
+    def fill(folder):
+        (folder / "half").write_text("x")
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(InputError, match=r"made: cannot be written \(.*\); make room"):
+        files.make_folder_once(tmp_path / "made", fill)
+    assert os.listdir(tmp_path) == []
 
 
 def test_other_errors_of_the_block_stay_what_they_are(tmp_path):
