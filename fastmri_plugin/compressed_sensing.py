@@ -18,6 +18,7 @@ et al., MRM 57:1086, 2007, and Lustig et al., MRM 58:1182, 2007.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -30,6 +31,7 @@ from sigpy.mri.linop import Sense
 
 from fastmri_plugin.kspace import center_crop, rss
 from img2img_recon.support.errors import InputError
+from img2img_recon.support.files import atomic_path, cache_dir
 
 Regularizer = Literal["tv", "l1_wavelet"]
 
@@ -154,6 +156,20 @@ def coil_maps(kspace: np.ndarray, columns: np.ndarray) -> np.ndarray:
     images = sigpy.ifft(kspace * centre.astype(np.float32), axes=(-2, -1))
     magnitude = rss(images)
     return (images / np.maximum(magnitude, np.finfo(np.float32).tiny)).astype(np.complex64)
+
+
+def stored_coil_maps(kspace: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """`coil_maps`, kept in the user's cache folder under the samples that they follow from."""
+    side = min(max(calibration_width(columns), 1), CALIBRATION_WIDTH, kspace.shape[-2])
+    centre = sigpy.resize(kspace, (len(kspace), side, side))
+    key = hashlib.sha256(repr((kspace.shape, side)).encode() + centre.tobytes()).hexdigest()
+    path = cache_dir("coil_maps") / f"{key}.npy"
+    if path.is_file():
+        return np.load(path)
+    maps = coil_maps(kspace, columns)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, maps)
+    return maps
 
 
 def sense_operator(problem: SliceProblem) -> Linop:

@@ -7,6 +7,7 @@ along both axes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import scipy.fft
@@ -33,8 +34,8 @@ def _centred(
     return np.fft.fftshift(data, axes=axes)
 
 
-def center_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The centre (h, w) of the last two axes, at fastMRI's offsets (H - h) // 2 and (W - w) // 2.
+def center_crop(image: Any, size: Sequence[int]) -> Any:
+    """The centre (h, w) of an array's or a tensor's last axes, at fastMRI's offsets (H - h) // 2 and (W - w) // 2.
 
     Raises:
         ValueError: the image is smaller than that.
@@ -92,7 +93,31 @@ def zero_filled(kspace: np.ndarray, mask: np.ndarray | None, size: tuple[int, in
     return rss(magnitude)
 
 
-def _check_crop(shape: Sequence[int], size: tuple[int, int]) -> None:
+def crop_readout(kspace: np.ndarray, columns: np.ndarray, height: int) -> np.ndarray:
+    """K-space of the image's centre `height` rows, with nothing outside the columns to use.
+
+    Every sample of a column is measured or none, so that cutting the image's rows, which the read-out
+    over-samples, loses nothing of the others.
+
+    Args:
+        kspace: complex (..., H, W).
+        columns: bool (W,), the columns to use.
+        height: h, at most H.
+
+    Returns:
+        complex (..., h, W), in the k-space's units.
+    """
+    _check_crop(kspace.shape, (height, kspace.shape[-1]))
+    sampled = np.ascontiguousarray(np.moveaxis(kspace, -1, -2)[..., columns, :])
+    if height < kspace.shape[-2]:
+        image = centred_ifft(sampled, (-1,))
+        sampled = centred_fft(center_crop(image, (image.shape[-2], height)), (-1,))
+    cropped = np.zeros((*kspace.shape[:-2], height, kspace.shape[-1]), dtype=kspace.dtype)
+    cropped[..., columns] = np.moveaxis(sampled, -1, -2)
+    return cropped
+
+
+def _check_crop(shape: Sequence[int], size: Sequence[int]) -> None:
     if size[0] > shape[-2] or size[1] > shape[-1]:
         raise ValueError(f"cannot crop {shape[-2]} x {shape[-1]} to {size[0]} x {size[1]}")
 

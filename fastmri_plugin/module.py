@@ -1,4 +1,4 @@
-"""What is trained: an image-to-image network in fastMRI's framework, or one of fastMRI's own modules."""
+"""What is trained: an image-to-image or unrolled network in fastMRI's framework, or one of fastMRI's own modules."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from fastmri_plugin.framework import MriModule, UnetModule, VarNetModule
+from fastmri_plugin.kspace import center_crop
 from fastmri_plugin.lightning2 import on_lightning2
-from fastmri_plugin.task import FASTMRI_MODELS
-from fastmri_plugin.transforms import ImageSample
+from fastmri_plugin.task import FASTMRI_MODELS, KSPACE_MODELS
+from fastmri_plugin.transforms import KspaceSample
 from img2img_recon.metrics import ssim_loss
-from img2img_recon.networks.zoo import build_model
+from img2img_recon.networks.zoo import MODELS, build_model
 from img2img_recon.training.trainer import one_cycle
 from img2img_recon.wrappers import AnySize, Normalized
 
@@ -25,14 +26,14 @@ FASTMRI_MODULES: dict[str, type[MriModule]] = {
 
 
 class _ImageModule(MriModule):
-    """Trains an image-to-image network on zero-filled magnitudes with the SSIM loss.
+    """Trains a network with the SSIM loss, by default an image-to-image network on zero-filled magnitudes.
 
-    The network sees each image normalised by its own mean and standard deviation and at its own grid's
+    Such a network sees each image normalised by its own mean and standard deviation and at its own grid's
     size (`Normalized(AnySize(network))`); loss and metrics see the volume's intensity units, with the
     volume's maximum as data range.
 
     Args:
-        network: maps (B, 1, H, W) of any size to the same.
+        network: what `reconstruct` calls; here it maps (B, 1, H, W) of any size to the same.
         lr: highest learning rate of Adam.
         lr_interval: "epoch" as the paper steps its one-cycle schedule, or "step".
     """
@@ -52,15 +53,19 @@ class _ImageModule(MriModule):
         """Reconstruct images (B, H, W) of any size; same shape and units, float32."""
         return self.network(image.unsqueeze(1)).squeeze(1).float()
 
-    def training_step(self, batch: ImageSample, batch_idx: int) -> torch.Tensor:
+    def reconstruct(self, batch: Any) -> torch.Tensor:
+        """The magnitudes (B, h, w) of a batch, float32."""
+        return self(batch.image)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """1 - SSIM over a batch of one image size."""
-        loss = _loss(self(batch.image), batch)
+        loss = _loss(self.reconstruct(batch), batch)
         self.log("train_loss", loss.detach(), prog_bar=True, batch_size=len(batch.fname))
         return loss
 
-    def validation_step(self, batch: ImageSample, batch_idx: int) -> dict[str, Any]:
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """What fastMRI's aggregation asks for; a magnitude is not negative."""
-        output = self(batch.image).clamp_min(0)
+        output = self.reconstruct(batch).clamp_min(0)
         return {
             "batch_idx": batch_idx,
             "fname": batch.fname,
@@ -71,12 +76,12 @@ class _ImageModule(MriModule):
             "val_loss": _loss(output, batch),
         }
 
-    def test_step(self, batch: ImageSample, batch_idx: int) -> dict[str, Any]:
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """What fastMRI's writer of reconstructions asks for; a magnitude is not negative."""
         return {
             "fname": batch.fname,
             "slice": batch.slice_num,
-            "output": self(batch.image).clamp_min(0).cpu().numpy(),
+            "output": self.reconstruct(batch).clamp_min(0).cpu().numpy(),
         }
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -95,18 +100,33 @@ class _ImageModule(MriModule):
         }
 
 
-def _loss(output: torch.Tensor, batch: ImageSample) -> torch.Tensor:
-    return ssim_loss(output.unsqueeze(1), batch.target.unsqueeze(1), batch.max_value.float())  # type: ignore[attr-defined]
+class _KspaceModule(_ImageModule):
+    """Trains a network that is fed the measured k-space (`fastmri_plugin.unrolled_mixer`); arguments as above."""
+
+    def forward(  # type: ignore[override]
+        self, kspace: torch.Tensor, mask: torch.Tensor, maps: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Magnitudes (B, H, W), float32, of k-space (B, coils, H, W) measured in the columns (B, 1, 1, W)."""
+        return self.network(kspace, mask, sens_maps=maps).float()
+
+    def reconstruct(self, batch: KspaceSample) -> torch.Tensor:
+        """The magnitudes (B, h, w) of a batch, as large as its targets."""
+        image = self(batch.kspace, batch.mask, batch.maps if batch.maps.numel() else None)
+        return center_crop(image, batch.target.shape[-2:])
 
 
-ImageModule = on_lightning2(_ImageModule)
+def _loss(output: torch.Tensor, batch: Any) -> torch.Tensor:
+    return ssim_loss(output.unsqueeze(1), batch.target.unsqueeze(1), batch.max_value.float())
+
+
+ImageModule, KspaceModule = on_lightning2(_ImageModule), on_lightning2(_KspaceModule)
 
 
 def build_network(name: str, options: Mapping[str, Any]) -> nn.Module:
     """The network of a model as it stands in its Lightning module, with random weights."""
-    if name in FASTMRI_MODELS:
-        return FASTMRI_MODELS[name].build(options)
-    return Normalized(AnySize(build_model(name, **options)))
+    if name in MODELS:
+        return Normalized(AnySize(build_model(name, **options)))
+    return (FASTMRI_MODELS | KSPACE_MODELS)[name].build(options)
 
 
 def build_module(
@@ -130,4 +150,5 @@ def build_module(
         module_class = on_lightning2(FASTMRI_MODULES[name])
         return module_class(**options, **rate, num_log_images=LOGGED_IMAGES)
     assert lr is not None
-    return ImageModule(build_network(name, options), lr, lr_interval)
+    module_class = KspaceModule if name in KSPACE_MODELS else ImageModule
+    return module_class(build_network(name, options), lr, lr_interval)

@@ -20,7 +20,7 @@ from img2img_recon.training.run_folder import RunFolder, config_hash
 from img2img_recon.training.task import PreparedRun, Report, Task, TrainingParts, Workload
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from fastmri_plugin.volumes import VolumeInfo
 
@@ -72,6 +72,12 @@ LAPTOP = Recipe(
         "unet": {"chans": 16},
         "fastmri_unet": {"chans": 16},
         "fastmri_varnet": {"num_cascades": 4, "chans": 8, "sens_chans": 4},
+        "unrolled_mixer": {
+            "cascades": 3,
+            "embed_dims": (24, 48),
+            "depths": (2, 2, 2),
+            "sens_embed_dims": (16,),
+        },
     },
 )
 
@@ -99,9 +105,26 @@ FASTMRI_MODELS = {
     ),
 }
 
-# Slices of fastMRI's knee training sets, and the size of most images.
+# Networks that are fed the measured k-space.
+KSPACE_MODELS = {"unrolled_mixer": Row("fastmri_plugin.unrolled_mixer:UnrolledMixer")}
+
+# Flags whose defaults depend on the network.
+MODEL_FLAGS: Mapping[str, Mapping[str, Any]] = {
+    # fastMRI's VarNet takes one slice.
+    "fastmri_varnet": {"batch_size": 1},
+    "unrolled_mixer": {
+        "batch_size": 1,
+        "lr": 3e-3,
+        "lr_interval": "step",
+        "gradient_clip_val": 1.0,
+        "gradient_clip_norm_type": 2.0,
+    },
+}
+
+# Slices of fastMRI's knee training sets, the size of most images, and coils.
 TRAIN_SLICES = {"singlecoil": 34_742, "multicoil": 34_742}
 IMAGE_SIZE = (320, 320)
+KNEE_COILS = 15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,17 +189,17 @@ class MriTask(Task[TrainConfig, MriRun]):
     not_identity = ("anatomy", "mode", "out", "test_path", "test_split")
 
     def models(self) -> Mapping[str, Row]:
-        """The networks of the zoo and fastMRI's own modules."""
-        return MODELS | FASTMRI_MODELS
+        """The networks of the zoo, fastMRI's own modules and the networks that are fed k-space."""
+        return MODELS | FASTMRI_MODELS | KSPACE_MODELS
 
     def resolve(self, given: TrainConfig) -> TrainConfig:
         """See `Task`; `data_path` stays None for the built-in data."""
         data_path = given.data_path or configured_data_path(given.anatomy)
         recipe = LAPTOP if data_path is None else PAPER
-        # fastMRI's modules keep their own learning rate and schedule; its VarNet takes one slice.
+        # fastMRI's modules keep their own learning rate and schedule.
         own = given.model in FASTMRI_MODELS
-        varnet = {"batch_size": 1} if given.model == "fastmri_varnet" else {}
-        config = given.filled({**recipe.flags, **varnet}, ("lr", "lr_interval") if own else ())
+        flags = {**recipe.flags, **MODEL_FLAGS.get(given.model, {})}
+        config = given.filled(flags, ("lr", "lr_interval") if own else ())
         masks = config.masks()
         for name in config.baselines or ():
             if name not in METHODS:
@@ -188,7 +211,7 @@ class MriTask(Task[TrainConfig, MriRun]):
                 raise InputError(
                     f"--batch_size: given {config.batch_size}, allowed: 1 (fastmri_varnet takes one slice)"
                 )
-        options = {**recipe.networks.get(config.model, {}), **config.options}
+        options = {**recipe.networks.get(config.model, {}), **_sens(config), **config.options}
         size = IMAGE_SIZE if data_path else (SIZES[config.challenge].recon,) * 2
         complete = self._complete(config.model, options, size)
         assumed = "img_size" in complete and "img_size" not in options
@@ -212,7 +235,7 @@ class MriTask(Task[TrainConfig, MriRun]):
         """
         if model not in (models := self.models()):
             raise InputError(f"--model: given {model}, allowed: {', '.join(models)}")
-        one_channel = {} if model in FASTMRI_MODELS else {"in_chans": 1, "out_chans": 1}
+        one_channel = {"in_chans": 1, "out_chans": 1} if model in MODELS else {}
         return complete_config(model, {**one_channel, **options}, size, models)
 
     def workload(self, config: TrainConfig) -> Workload:
@@ -232,10 +255,22 @@ class MriTask(Task[TrainConfig, MriRun]):
 
         return build_network(config.model, config.options)
 
+    def example(self, config: TrainConfig) -> tuple[Tensor, ...] | None:
+        """See `Task`; k-space is as wide as the image."""
+        if config.model not in KSPACE_MODELS:
+            return super().example(config)
+        import torch
+
+        height, width = self.workload(config).image_size
+        coils = SIZES[config.challenge].coils if config.data_path is None else KNEE_COILS
+        coils = 1 if config.challenge == "singlecoil" else coils
+        kspace = torch.empty(1, coils, height, width, dtype=torch.complex64, device="meta")
+        return kspace, torch.empty(1, 1, 1, width, dtype=torch.bool, device="meta")
+
     def identity(self, config: TrainConfig) -> dict[str, Any]:
         """See `Task`."""
         content = super().identity(config)
-        return content if config.model in FASTMRI_MODELS else content | {"wrapper": "normalized"}
+        return content | {"wrapper": "normalized"} if config.model in MODELS else content
 
     def default_run(self, config: TrainConfig, content: Mapping[str, Any]) -> Path:
         """`runs/<challenge>-<model>-<accelerations>x-<hash>`."""
@@ -301,7 +336,7 @@ class MriTask(Task[TrainConfig, MriRun]):
 
         def dataset(volumes: list[VolumeInfo], seeded_masks: bool, slices: Any) -> SliceDataset:
             transform = build_transform(
-                config.model, config.challenge, masks.mask_func(), use_seed=seeded_masks
+                config.model, config.challenge, masks.mask_func(), seeded_masks, config.options
             )
             return SliceDataset(volumes, transform, config.seed, slices)
 
@@ -343,6 +378,23 @@ class MriTask(Task[TrainConfig, MriRun]):
 
         if prepared.builtin and not (prepared.run.path / SUBMISSION).exists():
             export_test_split(prepared)
+
+
+def _sens(config: TrainConfig) -> dict[str, Any]:
+    """Where an unrolled network's sensitivity maps come from unless that is given; one coil has none.
+
+    Raises:
+        InputError: it is given and does not fit the coils.
+    """
+    if config.model not in KSPACE_MODELS:
+        return {}
+    one_coil = config.challenge == "singlecoil"
+    default = "none" if one_coil else "learned"
+    given = config.options.get("sens", default)
+    if one_coil != (given == "none"):
+        allowed = "none" if one_coil else "learned, espirit"
+        raise InputError(f"--sens: given {given}, allowed with {config.challenge}: {allowed}")
+    return {"sens": default}
 
 
 TASK = MriTask()

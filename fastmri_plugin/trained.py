@@ -52,6 +52,7 @@ class TrainedNetwork(Reconstructor):
         load_weights(module, checkpoint, path)
         self.source = source
         self.name = self.model = config["model"]
+        self.options: dict[str, Any] = config["options"]
         self.challenge: Challenge = config["challenge"]
         self.masks = MaskSpec(
             config["mask_type"], tuple(config["accel"]), tuple(config["center_fractions"])
@@ -90,6 +91,8 @@ class TrainedNetwork(Reconstructor):
         for with_mask, mask_func in ((True, None), (False, masks.mask_func())):
             group = [info for info in infos if info.has_mask == with_mask]
             if group:
-                transform = build_transform(self.model, self.challenge, mask_func, use_seed=True)
+                transform = build_transform(
+                    self.model, self.challenge, mask_func, True, self.options
+                )
                 dataset = SliceDataset(group, transform)
                 yield from volume_loader(dataset, self.batch_size, self.num_workers)

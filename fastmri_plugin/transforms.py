@@ -10,8 +10,10 @@ import torch
 
 from fastmri_plugin import Challenge
 from fastmri_plugin.framework import MaskFunc, UnetDataTransform, VarNetDataTransform
-from fastmri_plugin.kspace import center_crop, crop_size, zero_filled
+from fastmri_plugin.kspace import center_crop, crop_readout, crop_size, zero_filled
 from fastmri_plugin.masks import draw_columns, name_seed
+from fastmri_plugin.task import KSPACE_MODELS
+from fastmri_plugin.unrolled_mixer import Sensitivities
 from img2img_recon.support.errors import InputError
 
 
@@ -33,8 +35,32 @@ class ImageSample(NamedTuple):
     max_value: float
 
 
-class ImageTransform:
-    """Turns a raw slice into an `ImageSample`; fastMRI's transform signature.
+class KspaceSample(NamedTuple):
+    """One slice for a network that keeps to the measured samples, in the volume's own intensity units.
+
+    The read-out is cut to the image's rows (`kspace.crop_readout`), so that only columns are left to crop.
+
+    Attributes:
+        kspace: measured samples, zero elsewhere, complex64 (coils, h, W); one coil for single-coil data.
+        mask: bool (1, 1, W), the measured columns.
+        maps: sensitivity maps, complex64 (coils, h, W); empty where the network estimates them.
+        target: float32 (h, w), as large as the image that is wanted; zeros when the volume has none.
+        fname: the volume's file name.
+        slice_num: index of the slice.
+        max_value: the target volume's maximum, 0 without a target.
+    """
+
+    kspace: torch.Tensor
+    mask: torch.Tensor
+    maps: torch.Tensor
+    target: torch.Tensor
+    fname: str
+    slice_num: int
+    max_value: float
+
+
+class _SliceTransform:
+    """What the transforms share: the mask, the image's size, the target; fastMRI's transform signature.
 
     Args:
         mask_func: draws the mask; None uses the mask stored in the file (all columns without one).
@@ -56,6 +82,10 @@ class ImageTransform:
             self._volume_mask = key, draw_columns(self.mask_func, num_columns, name_seed(fname))
         return self._volume_mask[1]
 
+
+class ImageTransform(_SliceTransform):
+    """Turns a raw slice into an `ImageSample`; arguments as `_SliceTransform`'s."""
+
     def __call__(
         self,
         kspace: np.ndarray,
@@ -71,22 +101,106 @@ class ImageTransform:
             InputError: k-space or target that is not finite.
         """
         columns = self._columns(mask, kspace.shape[-1], fname)
-        wanted = target.shape[-2:] if target is not None else tuple(attrs["recon_size"][:2])
-        size = crop_size((int(wanted[0]), int(wanted[1])), kspace.shape)
+        size = _image_size(kspace, target, attrs)
         image = zero_filled(kspace, columns, size).astype(np.float32, copy=False)
         # One bad sample spreads over the whole image, so the image's sum tells.
-        if not np.isfinite(image.sum()):
-            raise InputError(f"{fname}: slice {slice_num} of kspace holds NaN or infinite values")
+        _check_finite(image, fname, slice_num, "kspace")
         if target is None:
             return ImageSample(torch.from_numpy(image), torch.tensor(0.0), fname, slice_num, 0.0)
-        target = np.ascontiguousarray(center_crop(target, size), dtype=np.float32)
-        if not np.isfinite(target.sum()):
-            raise InputError(
-                f"{fname}: slice {slice_num} of the target holds NaN or infinite values"
-            )
-        return ImageSample(
-            torch.from_numpy(image), torch.from_numpy(target), fname, slice_num, float(attrs["max"])
+        wanted = _cropped_target(target, size, fname, slice_num)
+        return ImageSample(torch.from_numpy(image), wanted, fname, slice_num, float(attrs["max"]))
+
+
+class KspaceTransform(_SliceTransform):
+    """Turns a raw slice into a `KspaceSample`.
+
+    Columns that were never acquired, outside the header's limits and without a sample, are not measured,
+    whatever the mask says: nothing holds an image to their zeros.
+
+    Args:
+        mask_func: see `ImageTransform`, as `use_seed`.
+        use_seed: see there.
+        sens: as the network's; "espirit" computes maps from the centre columns.
+    """
+
+    def __init__(
+        self,
+        mask_func: MaskFunc | None = None,
+        use_seed: bool = True,
+        sens: Sensitivities = "none",
+    ) -> None:
+        super().__init__(mask_func, use_seed)
+        self.sens = sens
+
+    def __call__(
+        self,
+        kspace: np.ndarray,
+        mask: np.ndarray | None,
+        target: np.ndarray | None,
+        attrs: Mapping[str, Any],
+        fname: str,
+        slice_num: int,
+    ) -> KspaceSample:
+        """Mask, cut the read-out, find the maps; arguments as fastMRI's `SliceDataset` passes them.
+
+        Raises:
+            InputError: k-space or target that is not finite.
+        """
+        columns = self._columns(mask, kspace.shape[-1], fname)
+        size = _image_size(kspace, target, attrs)
+        coils = kspace.reshape(-1, *kspace.shape[-2:]).astype(np.complex64, copy=False)
+        limits = attrs["padding_left"], attrs["padding_right"]
+        measured = _measured_columns(coils, columns, limits)
+        cropped = crop_readout(coils, measured, size[0])
+        _check_finite(cropped, fname, slice_num, "kspace")
+        maps = np.empty(0, np.complex64)
+        if self.sens == "espirit":
+            from fastmri_plugin.compressed_sensing import stored_coil_maps
+
+            maps = stored_coil_maps(cropped, measured)
+        wanted = (
+            torch.zeros(size) if target is None else _cropped_target(target, size, fname, slice_num)
         )
+        return KspaceSample(
+            torch.from_numpy(cropped),
+            torch.from_numpy(measured[None, None]),
+            torch.from_numpy(maps),
+            wanted,
+            fname,
+            slice_num,
+            0.0 if target is None else float(attrs["max"]),
+        )
+
+
+def _image_size(
+    kspace: np.ndarray, target: np.ndarray | None, attrs: Mapping[str, Any]
+) -> tuple[int, int]:
+    wanted = target.shape[-2:] if target is not None else attrs["recon_size"][:2]
+    return crop_size((int(wanted[0]), int(wanted[1])), kspace.shape)
+
+
+def _cropped_target(
+    target: np.ndarray, size: tuple[int, int], fname: str, slice_num: int
+) -> torch.Tensor:
+    cropped = np.ascontiguousarray(center_crop(target, size), dtype=np.float32)
+    _check_finite(cropped, fname, slice_num, "the target")
+    return torch.from_numpy(cropped)
+
+
+def _check_finite(values: np.ndarray, fname: str, slice_num: int, what: str) -> None:
+    if not np.isfinite(values.sum()):
+        raise InputError(f"{fname}: slice {slice_num} of {what} holds NaN or infinite values")
+
+
+def _measured_columns(
+    kspace: np.ndarray, columns: np.ndarray | None, limits: tuple[int, int]
+) -> np.ndarray:
+    """The columns to use, bool (W,), less those outside the limits (first, one past last) that hold nothing."""
+    chosen = np.ones(kspace.shape[-1], bool) if columns is None else columns.astype(bool)
+    outside = np.flatnonzero(chosen)
+    outside = outside[(outside < limits[0]) | (outside >= limits[1])]
+    chosen[outside] = kspace[..., outside].any((0, 1))
+    return chosen
 
 
 class _FiniteKspace:
@@ -105,7 +219,11 @@ class _FiniteKspace:
 
 
 def build_transform(
-    model: str, challenge: Challenge, mask_func: MaskFunc | None, use_seed: bool
+    model: str,
+    challenge: Challenge,
+    mask_func: MaskFunc | None,
+    use_seed: bool,
+    options: Mapping[str, Any] | None = None,
 ) -> Callable[..., Any]:
     """The transform that feeds a model, with fastMRI's signature.
 
@@ -114,7 +232,10 @@ def build_transform(
         challenge: single- or multi-coil.
         mask_func: None takes the mask stored in the file.
         use_seed: one mask per volume, seeded by its name.
+        options: the network's; `sens` says what an unrolled one is fed.
     """
+    if model in KSPACE_MODELS:
+        return KspaceTransform(mask_func, use_seed, (options or {}).get("sens", "learned"))
     if model == "fastmri_unet":
         return _FiniteKspace(UnetDataTransform(challenge, mask_func, use_seed))
     if model == "fastmri_varnet":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from img2img_recon.networks.window_mixer import WindowMixer
 from img2img_recon.support.errors import InputError
 
 DataConsistency = Literal["hard", "soft"]
+Sensitivities = Literal["learned", "espirit", "none"]
 
 
 class UnrolledMixer(nn.Module):
@@ -37,7 +39,12 @@ class UnrolledMixer(nn.Module):
         partitions: how layers partition the volume, in turn.
         data_consistency: "hard" puts the measured samples back; "soft" subtracts a learned part of the
             difference, as the variational network does.
+        sens: where sensitivity maps come from: "learned" estimates them with a mixer, "espirit" takes them from
+            outside, "none" is for one coil.
         sens_embed_dims: channels at each level of the mixer that estimates sensitivity maps.
+
+    Raises:
+        InputError: sizes that do not fit together; in `forward`, several coils without maps.
     """
 
     def __init__(
@@ -51,6 +58,7 @@ class UnrolledMixer(nn.Module):
         token_mixing: TokenMixing = "linear",
         partitions: tuple[str, ...] = ("windows", "grid"),
         data_consistency: DataConsistency = "hard",
+        sens: Sensitivities = "learned",
         sens_embed_dims: tuple[int, ...] = (24, 48),
     ) -> None:
         super().__init__()
@@ -74,8 +82,8 @@ class UnrolledMixer(nn.Module):
             )
             for _ in range(cascades)
         )
-        self.sens_net = SensitivityMixer(sens_embed_dims)
-        for mixer in (m for m in self.modules() if isinstance(m, WindowMixer)):
+        self.sens_net = SensitivityMixer(sens_embed_dims) if sens == "learned" else None
+        for mixer in self.mixers():
             # A new network reconstructs as zero-filling does, with maps straight from the centre.
             nn.init.zeros_(mixer.output.weight)
             nn.init.zeros_(mixer.output.bias)
@@ -106,15 +114,29 @@ class UnrolledMixer(nn.Module):
         measured = measured / unit
         if masked_kspace.shape[1] == 1:
             maps = torch.ones_like(measured[:, :1, :1, :1])
-        elif sens_maps is None:
+        elif sens_maps is not None:
+            maps = torch.fft.ifftshift(sens_maps, (-2, -1))
+        elif self.sens_net is not None:
             maps = self.sens_net(measured, centre_columns(columns, num_low_frequencies))
         else:
-            maps = torch.fft.ifftshift(sens_maps, (-2, -1))
+            raise InputError(
+                f"k-space of {masked_kspace.shape[1]} coils needs sensitivity maps, which this network "
+                "does not estimate"
+            )
         estimate = measured
         for cascade in self.cascades:
             estimate = cascade(estimate, measured, columns, maps)
         coils = torch.fft.fftshift(to_image(estimate) * unit, (-2, -1))
         return coils.abs()[:, 0] if coils.shape[1] == 1 else coils.abs().square().sum(1).sqrt()
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile the mixers in place; the complex numbers around them are not for `torch.compile`."""
+        for mixer in self.mixers():
+            mixer.compile(*args, **options)
+
+    def mixers(self) -> Iterator[WindowMixer]:
+        """All mixers: the cascades' and that of the sensitivity maps."""
+        return (module for module in self.modules() if isinstance(module, WindowMixer))
 
 
 class Cascade(nn.Module):
@@ -170,7 +192,8 @@ class SensitivityMixer(nn.Module):
 def mixed(network: nn.Module, image: Tensor) -> Tensor:
     """Send complex images (B, H, W), in the transform's own order, through a network of two channels."""
     channels = torch.view_as_real(torch.fft.fftshift(image, (-2, -1))).permute(0, 3, 1, 2)
-    output = network(channels).to(channels.dtype).permute(0, 2, 3, 1).contiguous()
+    kind = next((weight.dtype for weight in network.parameters()), channels.dtype)
+    output = network(channels.to(kind)).to(channels.dtype).permute(0, 2, 3, 1).contiguous()
     return torch.fft.ifftshift(torch.view_as_complex(output), (-2, -1))
 
 

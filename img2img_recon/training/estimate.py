@@ -15,7 +15,7 @@ import json
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from img2img_recon.networks.zoo import build_model
@@ -48,10 +48,9 @@ def estimate(task: Task, config: Any) -> Estimate:
         InputError: a network that cannot be built with its options.
     """
     work = task.workload(config)
-    in_chans = config.options.get("in_chans")
     key = json.dumps([config.model, config.options, work.image_size], sort_keys=True)
     parameters, operations = _measured(task, key, config)
-    if work.presented is None or in_chans is None or operations is None:
+    if work.presented is None or operations is None:
         return Estimate(parameters, work.train_images, None)
     kind = next((k for k in PUBLISHED_IMAGES_PER_S if config.model.startswith(k)), "img2img_mixer")
     per_second = PUBLISHED_IMAGES_PER_S[kind] * _published_operations(kind) / operations
@@ -67,16 +66,15 @@ def _measured(task: Task, key: str, config: Any) -> tuple[int, float | None]:
     if (task.name, key) not in _seen:
         with torch.device("meta"):
             network = task.network(config).eval()
-        chans = config.options.get("in_chans")
-        size = task.workload(config).image_size
-        operations = None if chans is None else _operations(network, (1, chans, *size))
+        example = task.example(config)
+        operations = None if example is None else _operations(network, example)
         _seen[task.name, key] = count_parameters(network), operations
     return _seen[task.name, key]
 
 
-def _operations(network: nn.Module, shape: tuple[int, ...]) -> float:
+def _operations(network: nn.Module, example: tuple[Tensor, ...]) -> float:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(torch.empty(shape, device="meta"))
+        network(*example)
     return float(counter.get_total_flops())
 
 
@@ -84,4 +82,4 @@ def _operations(network: nn.Module, shape: tuple[int, ...]) -> float:
 def _published_operations(name: str) -> float:
     with torch.device("meta"):
         network = build_model(name).eval()
-    return _operations(network, (1, 3, *PUBLISHED_SIZE))
+    return _operations(network, (torch.empty(1, 3, *PUBLISHED_SIZE, device="meta"),))

@@ -23,7 +23,7 @@ from img2img_recon.training.options import NOT_IDENTITY, TrainingFlags
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
-    from torch import nn
+    from torch import Tensor, nn
 
     from img2img_recon.networks.zoo import Row
     from img2img_recon.support.progress import Track
@@ -123,6 +123,14 @@ class Task(ABC, Generic[ConfigT, PreparedT]):
     @abstractmethod
     def network(self, config: ConfigT) -> nn.Module:
         """What a resolved configuration trains, with random weights, as it stands in its Lightning module."""
+
+    def example(self, config: ConfigT) -> tuple[Tensor, ...] | None:
+        """What the network takes for one training image, on the meta device; None where it is not known."""
+        import torch
+
+        if (chans := config.options.get("in_chans")) is None:
+            return None
+        return (torch.empty(1, chans, *self.workload(config).image_size, device="meta"),)
 
     def identity(self, config: ConfigT) -> dict[str, Any]:
         """What makes a run the run it is, JSON-serialisable; equal content means the same run."""

@@ -50,7 +50,10 @@ def knees(tmp_path_factory) -> Path:
     sizes = DemoSizes(
         recon=320, readout=640, widths=(368,), slices=(1,), train=2, val=2, test=1, coils=1
     )
-    return make_demo_data(tmp_path_factory.mktemp("knees") / "set", "singlecoil", sizes=sizes)
+    folder = tmp_path_factory.mktemp("knees") / "set"
+    for challenge in ("singlecoil", "multicoil"):
+        make_demo_data(folder, challenge, sizes=sizes)
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -64,6 +64,7 @@ COUNTS: dict[str, dict[str, set[int]]] = {
         "vit": {221_448, 221_936},
         "unet": {189_503, 188_103},
     },
+    "mri_unrolled": {},
     "small_scaling": {"img2img_mixer": {18_080, 43_968, 182_848}},
 }
 # Sizes that the paper does not have, on the same curves.

@@ -20,6 +20,7 @@ GIVEN = {
     "img2img_mixer": {"in_chans": 1, "out_chans": 1, "embed_dim": 4, "depth": 1},
     "fastmri_unet": {"chans": 2, "num_pool_layers": 1},
     "fastmri_varnet": {"num_cascades": 1, "pools": 1, "chans": 2, "sens_pools": 1, "sens_chans": 2},
+    "unrolled_mixer": {"cascades": 1, "embed_dims": (4,), "depths": (2,), "sens_embed_dims": (4,)},
 }
 OPTIONS = {
     model: complete_config(model, given, (32, 32), TASK.models()) for model, given in GIVEN.items()

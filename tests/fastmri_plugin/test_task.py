@@ -145,7 +145,23 @@ def test_identity_is_about_what_is_trained(tmp_path):
     assert TASK.identity(resolved(**same)) == base
     for change in ({"accel": 8}, {"seed": 1}, {"depth": 2}, {"data_path": tmp_path}):
         assert TASK.identity(resolved(**change)) != base
-    assert "wrapper" not in TASK.identity(resolved(model="fastmri_unet"))
+    for model in ("fastmri_unet", "unrolled_mixer"):
+        assert "wrapper" not in TASK.identity(resolved(model=model))
+
+
+def test_sensitivity_maps_go_with_the_coils(tmp_path):
+    for challenge, default in (("singlecoil", "none"), ("multicoil", "learned")):
+        config = resolved(challenge=challenge, model="unrolled_mixer", data_path=tmp_path)
+        assert config.options["sens"] == default
+        assert TASK.resolve(config) == config
+    espirit = resolved(challenge="multicoil", model="unrolled_mixer", sens="espirit")
+    assert espirit.options["sens"] == "espirit"
+    with pytest.raises(InputError, match="--sens: given espirit, allowed with singlecoil: none"):
+        resolved(model="unrolled_mixer", sens="espirit")
+    with pytest.raises(
+        InputError, match="--sens: given none, allowed with multicoil: learned, espirit"
+    ):
+        resolved(challenge="multicoil", model="unrolled_mixer", sens="none")
 
 
 def test_fastmris_modules_keep_their_rate_and_schedule(tmp_path):

@@ -22,6 +22,8 @@ from img2img_recon.training.runner import report_nothing, run_task
 
 PROJECT = Path(__file__).resolve().parents[2]
 TINY = {"patch_size": 4, "embed_dim": 8, "depth": 1, "mlp_ratio": 1}
+TINY_UNROLLED = {"cascades": 1, "embed_dims": (4,), "depths": (2,), "sens_embed_dims": (4,)}
+UNROLLED = ("--cascades", "1", "--embed_dims", "4", "--depths", "2", "--sens_embed_dims", "4")
 SMALL = ("--patch_size", "4", "--embed_dim", "8", "--depth", "1", "--mlp_ratio", "1")
 
 
@@ -113,9 +115,16 @@ def test_killed_and_resumed_run_ends_with_the_weights_of_an_unbroken_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_workers", "lr_interval"), [(0, "step"), (1, "epoch")])
+@pytest.mark.parametrize(
+    ("model", "challenge", "num_workers", "lr_interval"),
+    [
+        ("img2img_mixer", "singlecoil", 0, "step"),
+        ("img2img_mixer", "singlecoil", 1, "epoch"),
+        ("unrolled_mixer", "multicoil", 0, "step"),
+    ],
+)
 def test_resuming_within_an_epoch_gives_the_same_weights(
-    tiny_data, tmp_path, monkeypatch, num_workers, lr_interval
+    tiny_data, tmp_path, monkeypatch, model, challenge, num_workers, lr_interval
 ):
     """The run breaks off between two saves inside an epoch, whatever the machine's speed."""
     import pytorch_lightning as pl
@@ -127,10 +136,12 @@ def test_resuming_within_an_epoch_gives_the_same_weights(
 
     def config(name: str) -> TrainConfig:
         return TrainConfig(
-            challenge="singlecoil",
-            data_path=tiny_data("singlecoil"),
+            challenge=challenge,
+            data_path=tiny_data(challenge),
             run=tmp_path / name,
-            options=TINY,
+            model=model,
+            options=TINY if model == "img2img_mixer" else TINY_UNROLLED,
+            batch_size=1,
             max_epochs=2,
             lr_interval=lr_interval,
             checkpoint_every_n_steps=3,
@@ -157,23 +168,30 @@ def test_two_processes_score_what_one_does(tiny_data, tmp_path):
     import shutil
 
     data = tmp_path / "data"
-    shutil.copytree(tiny_data("singlecoil"), data)
-    # an odd number of volumes, one of them longer
-    source = sorted((data / "singlecoil_train").glob("*.h5"))[0]
-    shutil.copy(source, data / "singlecoil_val" / "one_more.h5")
+    for challenge in ("singlecoil", "multicoil"):
+        shutil.copytree(tiny_data(challenge), data, dirs_exist_ok=True)
+        # an odd number of volumes
+        source = sorted((data / f"{challenge}_train").glob("*.h5"))[0]
+        shutil.copy(source, data / f"{challenge}_val" / "one_more.h5")
 
-    def logged(model: str, devices: int, *flags: str) -> dict[str, float]:
+    def logged(
+        model: str, devices: int, *flags: str, challenge: str = "singlecoil"
+    ) -> dict[str, float]:
         run_dir = tmp_path / f"{model}{devices}"
         # a rate so small that only what is measured can differ
         more = ("--model", model, *flags, "--lr", "1e-12", "--max_epochs", "1")
-        finish(words(data, run_dir, "singlecoil", *more, "--devices", str(devices)))
+        finish(words(data, run_dir, challenge, *more, "--devices", str(devices)))
         rows = next((run_dir / "logs").glob("csv-*")) / "metrics.csv"
         header, *lines = [line.split(",") for line in rows.read_text().splitlines()]
         return {k: float(v) for line in lines for k, v in zip(header, line, strict=True) if v}
 
-    one, two = logged("img2img_mixer", 1, *SMALL), logged("img2img_mixer", 2, *SMALL)
-    for name in ("validation_loss", "val_metrics/nmse", "val_metrics/ssim", "val_metrics/psnr"):
-        assert two[name] == pytest.approx(one[name], rel=1e-6, abs=1e-6), name
+    for model, flags, challenge in (
+        ("img2img_mixer", SMALL, "singlecoil"),
+        ("unrolled_mixer", UNROLLED, "multicoil"),
+    ):
+        one, two = (logged(model, count, *flags, challenge=challenge) for count in (1, 2))
+        for name in ("validation_loss", "val_metrics/nmse", "val_metrics/ssim", "val_metrics/psnr"):
+            assert two[name] == pytest.approx(one[name], rel=1e-6, abs=1e-6), (model, name)
     # batch norm has buffers, which plain DDP would broadcast in every forward pass, and hang
     assert "val_metrics/ssim" in logged("dncnn", 2, "--depth", "3")
 
@@ -190,6 +208,11 @@ def test_two_processes_score_what_one_does(tiny_data, tmp_path):
              "--sens_pools", "2"),
         ),
         ("img2img_mixer", "multicoil", SMALL),
+        (
+            "unrolled_mixer",
+            "multicoil",
+            (*UNROLLED, "--sens", "espirit", "--precision", "bf16-mixed"),
+        ),
         ("vit", "singlecoil", ("--embed_dim", "16", "--depth", "1", "--num_heads", "2")),
     ],
 )  # fmt: skip
@@ -218,6 +241,7 @@ def test_models_train_and_score_through_the_script(tiny_data, tmp_path, model, c
         ),
         ("img2img_mixer", "singlecoil", {"embed_dim": 8, "depth": 1, "img_size": 32}),
         ("multires_mixer", "singlecoil", {"embed_dim": 4}),
+        ("unrolled_mixer", "multicoil", {"cascades": 1, "embed_dims": (4,), "depths": (2,)}),
     ],
 )
 def test_test_splits_are_reconstructed_apart(tiny_data, tmp_path, model, challenge, options):

@@ -7,8 +7,10 @@ import pytest
 import torch
 from fastmri.data import transforms as fastmri_transforms
 
+from fastmri_plugin import compressed_sensing
+from fastmri_plugin.kspace import center_crop, centred_ifft
 from fastmri_plugin.masks import MaskSpec
-from fastmri_plugin.transforms import ImageTransform
+from fastmri_plugin.transforms import ImageTransform, KspaceTransform
 from img2img_recon.support.errors import InputError
 
 
@@ -48,3 +50,74 @@ def test_not_finite(where, value):
     (kspace if where == "kspace" else target)[3, 3] = value
     with pytest.raises(InputError, match=f"a.h5: slice 0 of (the )?{where} holds NaN"):
         ImageTransform()(kspace, None, target, {"max": 1.0}, "a.h5", 0)
+    attrs = {"max": 1.0, "padding_left": 0, "padding_right": 16}
+    with pytest.raises(InputError, match=f"a.h5: slice 0 of (the )?{where} holds NaN"):
+        KspaceTransform()(kspace, None, target, attrs, "a.h5", 0)
+
+
+def attributes(size: tuple[int, int], limits: tuple[int, int]) -> dict[str, object]:
+    return {
+        "max": 3.0,
+        "recon_size": (*size, 1),
+        "padding_left": limits[0],
+        "padding_right": limits[1],
+    }
+
+
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("coils", [0, 3])
+@pytest.mark.parametrize(("shape", "limits"), [((32, 40), (3, 36)), ((32, 33), (0, 33))])
+def test_measured_samples_are_those_of_fastmris_varnet_transform(coils, shape, limits, stored):
+    """Without rows to cut off: the same samples and mask, which ends where the acquisition did."""
+    kspace = complex_noise(*((coils,) if coils else (1,)), *shape).astype(np.complex64)
+    kspace[..., : limits[0]] = kspace[..., limits[1] :] = 0
+    target = np.abs(complex_noise(32, 32)).astype(np.float32)
+    attrs = attributes((32, 32), limits)
+    mask_func = MaskSpec("equispaced", (4,), (0.16,)).mask_func()
+    mask = None
+    if stored:
+        mask_func, mask = None, (np.arange(shape[1]) % 2 == 0).astype(np.float32)
+        kspace *= mask
+    theirs = fastmri_transforms.VarNetDataTransform(mask_func)(
+        kspace, mask, target, attrs, "b.h5", 1
+    )
+    given = kspace if coils else kspace[0]
+    ours = KspaceTransform(mask_func)(given.copy(), mask, target, attrs, "b.h5", 1)
+    assert torch.equal(torch.view_as_real(ours.kspace), theirs.masked_kspace)
+    assert torch.equal(ours.mask[..., None], theirs.mask.bool())
+    assert torch.equal(ours.target, theirs.target)
+    assert (ours.fname, ours.slice_num, ours.max_value) == ("b.h5", 1, 3.0)
+    assert ours.maps.numel() == 0
+
+
+def test_the_read_out_is_cut_to_the_images_rows():
+    kspace = complex_noise(2, 50, 24).astype(np.complex64)
+    mask = np.arange(24) % 3 > 0
+    sample = KspaceTransform()(kspace, mask, None, attributes((21, 20), (0, 24)), "a.h5", 0)
+    expected = center_crop(centred_ifft(kspace * mask), (21, 24))
+    np.testing.assert_allclose(centred_ifft(sample.kspace.numpy()), expected, atol=1e-5)
+    assert not sample.kspace.numpy()[..., ~mask].any()
+    assert (sample.target.shape, sample.max_value) == ((21, 20), 0.0)
+
+
+def test_a_column_that_holds_samples_was_measured():
+    """A header's limits are sometimes wrong; samples are not."""
+    kspace = complex_noise(16, 20).astype(np.complex64)
+    kspace[:, 18:] = 0
+    sample = KspaceTransform()(kspace, None, None, attributes((16, 16), (4, 16)), "a.h5", 0)
+    assert sample.mask.flatten().tolist() == [True] * 18 + [False] * 2
+    np.testing.assert_array_equal(sample.kspace[0], kspace)
+
+
+def test_espirit_maps_are_computed_once(monkeypatch):
+    draw = np.random.default_rng(3)
+    kspace = complex_noise(3, 32, 32, seed=int(draw.integers(1 << 30))).astype(np.complex64)
+    mask = np.arange(32) % 2 == 0
+    mask[8:24] = True
+    transform = KspaceTransform(sens="espirit")
+    args = (kspace, mask, None, attributes((24, 24), (0, 32)), "a.h5", 0)
+    maps = transform(*args).maps
+    assert maps.shape == (3, 24, 32)
+    np.testing.assert_allclose((maps.abs() ** 2).sum(0), np.ones((24, 32)), rtol=1e-4)
+    monkeypatch.setattr(compressed_sensing, "coil_maps", None)
+    assert torch.equal(transform(*args).maps, maps)
