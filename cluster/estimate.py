@@ -63,9 +63,9 @@ def print_runs(sweep: Sweep) -> None:
         )
         if count > SHOWN and number == ENDS - 1:
             table.add_row(*["..."] * len(table.columns))
-    console = Console()
+    console = Console(markup=False)
     if not console.is_terminal:
-        console = Console(width=200)
+        console = Console(markup=False, width=200)
     console.print(table)
     for line in _summary(sweep, costs):
         console.print(line, highlight=False)

@@ -212,7 +212,7 @@ def draw(
     Raises:
         InputError: nothing to draw.
     """
-    from img2img_recon.figures import label_of, new_figure, save_figure
+    from img2img_recon.figures import label_of, new_figure, save_figure, shown_text
 
     lines = lines_of(table, plot)
     figure = new_figure(6, 4.2)
@@ -221,7 +221,7 @@ def draw(
     report: dict[str, Any] = {}
     for number, line in enumerate(dict.fromkeys([*lines, *plot.published])):
         network, comma, rest = line.partition(", ")
-        colour, label = f"C{number % 10}", label_of(network) + comma + rest
+        colour, label = f"C{number % 10}", shown_text(label_of(network) + comma + rest)
         points = plot.published.get(line, ())
         if points:
             axes.plot(
@@ -236,9 +236,9 @@ def draw(
             continue
         report[line] = _draw_line(axes, lines[line], colour, label, plot.fit, replicates)
     axes.set_xscale("log")
-    axes.set_xlabel(plot.x_label or plot.x.replace("_", " "))
+    axes.set_xlabel(shown_text(plot.x_label or plot.x.replace("_", " ")))
     axes.set_ylabel({"psnr": "PSNR (dB)", "ssim": "SSIM", "nmse": "NMSE"}.get(plot.y, plot.y))
-    axes.set_title(plot.title or title)
+    axes.set_title(shown_text(plot.title or title))
     axes.grid(True, which="both", alpha=0.25)
     axes.legend(fontsize="small")
     save_figure(figure, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 
 from cluster.runs import Run
 from cluster.sweep_folder import SweepFolder
-from img2img_recon.support.files import atomic_path
+from img2img_recon.support.files import write_text
 from img2img_recon.training.run_folder import RunFolder
 
 FIRST_COLUMNS = ("id", "task", "model", "parameters", "train_images", "seed")
@@ -110,10 +111,11 @@ def collect(runs: Sequence[Run], folder: SweepFolder) -> Table:
 
 def write_table(table: Table, path: Path) -> None:
     """Write the rows as CSV, atomically; an absent value is an empty cell."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, table.columns, restval="")
-        writer.writeheader()
-        writer.writerows(table.rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, table.columns, restval="")
+    writer.writeheader()
+    writer.writerows(table.rows)
+    write_text(path, text.getvalue())
 
 
 def progress_of(folder: RunFolder) -> str:

@@ -7,7 +7,6 @@ python denoise_tasks/evaluate.py --run RUN --sidd_validation NOISY.mat GT.mat
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from denoise_tasks.options import Protocol
 from img2img_recon.support.cli import flag, parse_config, script
 from img2img_recon.support.errors import InputError
-from img2img_recon.support.files import atomic_path, writable_folder, write_json
+from img2img_recon.support.files import writable_folder, write_json, write_text
 from img2img_recon.support.progress import bar, silent
 from img2img_recon.support.types import GreyLevels, PositiveInt
 from img2img_recon.training.options import Accelerator
@@ -259,6 +258,7 @@ def evaluate(config: EvaluateConfig) -> list[Result]:
     """
     from denoise_tasks.figures import denoising_panel
     from denoise_tasks.scoring import score_cases
+    from img2img_recon.figures import panel_path
 
     taken = [name for name in OUTPUTS if (config.out / name).exists()]
     if taken and not config.overwrite:
@@ -287,8 +287,8 @@ def evaluate(config: EvaluateConfig) -> list[Result]:
             clean: np.ndarray,
             title: str = title,
         ) -> None:
-            name = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{title} {Path(case.name).with_suffix('')}")
-            denoising_panel(config.out / "panels" / f"{name}.png", images, clean, title=case.name)
+            path = panel_path(config.out / "panels", f"{title} {number:02} {Path(case.name).stem}")
+            denoising_panel(path, images, clean, title=case.name)
 
         results.append(
             score_cases(
@@ -315,8 +315,7 @@ def write_results(out: Path, results: Sequence[Result], details: Mapping[str, An
 
     write_json(out / OUTPUTS[0], to_json(results, details))
     for name, text in ((OUTPUTS[1], to_csv(results)), (OUTPUTS[2], to_markdown(results, label_of))):
-        with atomic_path(out / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(out / name, text)
 
 
 def print_scores(results: Sequence[Result], out: Path) -> None:
@@ -327,7 +326,7 @@ def print_scores(results: Sequence[Result], out: Path) -> None:
     from denoise_tasks.scoring import PROTOCOL_NOTES, SSIM_SETTINGS
     from img2img_recon.figures import label_of
 
-    console = Console()
+    console = Console(markup=False)
     for result in results:
         table = Table(title=result.title, caption=PROTOCOL_NOTES[result.protocol])
         for column in ("method", "images", "PSNR (dB)", "SSIM"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from img2img_recon.figures import PANEL_INCHES, label_of, new_figure, save_figure
+from img2img_recon.figures import PANEL_INCHES, label_of, new_figure, save_figure, shown_text
 from img2img_recon.metrics import image_psnr
 from img2img_recon.support.errors import InputError
 
@@ -64,17 +64,16 @@ def denoising_panel(
     for column, (name, image) in enumerate([*images.items(), ("clean", clean)]):
         shown = image.clip(0, 1)
         shown = shown[..., 0] if shown.shape[2] == 1 else shown
-        label = label_of(name)
+        label = shown_text(label_of(name))
         if name != "clean":
             label += f"\n{image_psnr(clean, image, data_range=1):.2f} dB"
         zoomed = shown[top : top + side, left : left + side]
         for axis, part in ((axes[0, column], shown), (axes[1, column], zoomed)):
             axis.imshow(part, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes[0, column].set_title(label, fontsize=9, parse_math=False)
+        axes[0, column].set_title(label, fontsize=9)
         axes[0, column].add_patch(
             Rectangle((left - 0.5, top - 0.5), side, side, fill=False, color="yellow", lw=0.8)
         )
     if title:
-        # A file's name may hold $, which would begin a formula.
-        figure.suptitle(title, fontsize=9, y=1 - 0.05 / total[1], va="top", parse_math=False)
+        figure.suptitle(shown_text(title), fontsize=9, y=1 - 0.05 / total[1], va="top")
     save_figure(figure, path)

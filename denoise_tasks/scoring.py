@@ -343,6 +343,7 @@ def to_markdown(results: Sequence[Result], label: Callable[[str], str]) -> str:
                 f"{one['psnr']:.2f} / {one['ssim']:.4f}" if (one := rows.get(image)) else "-"
                 for rows in by_method.values()
             ]
-            lines.append(f"| {image} | {' | '.join(cells)} |")
+            name = " ".join(image.replace("|", r"\|").split())
+            lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)

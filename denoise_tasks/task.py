@@ -238,6 +238,7 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
         from denoise_tasks.figures import denoising_panel
         from denoise_tasks.methods import load_run, make_method
         from denoise_tasks.scoring import mean_scores, score_cases
+        from img2img_recon.figures import panel_path
 
         config, run = prepared.config, prepared.run
         # Validation images are centres of 256 x 256: no more tiles at once than one of them has.
@@ -249,7 +250,7 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
         def draw(
             number: int, case: Case, images: Mapping[str, np.ndarray], clean: np.ndarray
         ) -> None:
-            path = run.figures / f"{number:02}-{Path(case.name).stem}.png"
+            path = panel_path(run.figures, f"{number:02}-{Path(case.name).stem}")
             denoising_panel(path, images, clean, title=case.name)
 
         result = score_cases(

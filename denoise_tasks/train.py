@@ -31,7 +31,7 @@ def print_scores(metrics: Mapping[str, Any], figures: Path) -> None:
     table.add_column("SSIM", justify="right")
     for method, scores in metrics["mean"].items():
         table.add_row(label_of(method), f"{scores['psnr']:.2f}", f"{scores['ssim']:.4f}")
-    out = Console()
+    out = Console(markup=False)
     out.print(table)
     out.print(f"scored on: {metrics['scored_on']}", highlight=False)
     out.print(f"panels: {figures}", highlight=False, soft_wrap=True)

@@ -193,7 +193,7 @@ def main(words: Sequence[str] | None = None) -> None:
     from denoise_tasks.untrained_report import results_table
 
     # Into a file or a pipe a table of figures must not be folded at a terminal's width.
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console = Console(markup=False, width=None if sys.stdout.isatty() else 140)
     console.print(results_table(results))
     console.print(
         f"PSNR on outputs that are not clipped, data range 1. Fitted: {results['fitted_share']:.0%} of the "

@@ -132,7 +132,7 @@ def main(words: Sequence[str] | None = None) -> None:
     scored = score_methods(config) if by_method else score_files(config)
     rows = {name: group_scores(volumes) for name, volumes in scored.items()}
     # Into a file or a pipe a table of figures must not be folded at a terminal's width.
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console = Console(markup=False, width=None if sys.stdout.isatty() else 140)
     console.print(groups_table(rows, by_method))
     if config.json is not None:
         try:

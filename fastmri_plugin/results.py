@@ -20,7 +20,7 @@ from fastmri_plugin.volumes import (
     read_target,
     write_reconstruction,
 )
-from img2img_recon.figures import reconstruction_panel
+from img2img_recon.figures import panel_path, reconstruction_panel
 
 if TYPE_CHECKING:
     from fastmri_plugin.task import MriRun
@@ -68,7 +68,7 @@ def draw(infos: Sequence[VolumeInfo], folder: Path, methods: Sequence[str], figu
     for info in infos[:MAX_PANELS]:
         middle = info.num_slices // 2
         reconstruction_panel(
-            figures / f"{info.path.stem}.png",
+            panel_path(figures, info.path.stem),
             {name: read_reconstruction(folder / name / info.name)[middle] for name in methods},
             read_target(info)[middle],
             title=f"{info.name}, slice {middle}",

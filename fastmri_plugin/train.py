@@ -51,7 +51,7 @@ def show(run: RunFolder, metrics: Mapping[str, Any]) -> None:
     from fastmri_plugin.results import SUBMISSION
     from fastmri_plugin.score_tables import scores_table
 
-    out = Console()
+    out = Console(markup=False)
     out.print(scores_table(metrics["volumes"]))
     out.print(f"scored on: {metrics['scored_on']}", highlight=False)
     out.print(f"panels: {run.figures}", highlight=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 WINDOW_PERCENTILE = 99.9
 PANEL_INCHES = 2.6
 DOTS_PER_INCH = 150
+LONGEST_PANEL_NAME = 200  # bytes, of the 255 that a file system takes
 
 LABELS = {
     "zero_filled": "zero-filled",
@@ -39,6 +41,17 @@ LABELS = {
 def label_of(name: str) -> str:
     """Spell a method's or network's name for a figure."""
     return LABELS.get(name, name.replace("_", " "))
+
+
+def shown_text(text: str) -> str:
+    """A name as matplotlib shows it: `$` begins no formula, bytes that are no text are spelt out."""
+    return text.encode(errors="backslashreplace").decode().replace("$", r"\$")
+
+
+def panel_path(folder: Path, name: str) -> Path:
+    """A PNG's path whose name holds as much of `name` as any file system takes, without blanks and signs."""
+    plain = re.sub(r"[^\w.,-]+", "_", name).encode()[:LONGEST_PANEL_NAME]
+    return folder / f"{plain.decode(errors='ignore')}.png"
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -124,7 +137,7 @@ def reconstruction_panel(
         axis.set_axis_off()
     for column, (name, image) in enumerate(images.items()):
         axes[0, column].imshow(image, cmap="gray", vmin=0, vmax=top, interpolation="nearest")
-        axes[0, column].set_title(label_of(name), fontsize=10)
+        axes[0, column].set_title(shown_text(label_of(name)), fontsize=10)
         error = error_scale * np.abs(image - target)
         axes[1, column].imshow(error, cmap="gray", vmin=0, vmax=top, interpolation="nearest")
         scores = volume_scores(target[None], image[None], data_range=span)
@@ -150,5 +163,5 @@ def reconstruction_panel(
         color="0.3",
     )
     if title:
-        figure.suptitle(title, fontsize=10, y=1 - 0.1 / total[1], va="top")
+        figure.suptitle(shown_text(title), fontsize=10, y=1 - 0.1 / total[1], va="top")
     save_figure(figure, path)

@@ -105,10 +105,15 @@ def no_room(error: OSError) -> str:
     return f"cannot be written ({os.strerror(error.errno or 0)}); make room and start the same command again"
 
 
+def write_text(path: Path, text: str) -> None:
+    r"""Write `text` in UTF-8, atomically; bytes of a file's name that are no text as `\\udce9`."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(text.encode(errors="backslashreplace"))
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 @contextmanager

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from denoise_tasks import evaluate as evaluate_script
 from denoise_tasks import sidd_benchmark
@@ -51,6 +53,41 @@ def test_scores_from_files_are_those_of_training(photos, tmp_path, protocol):
         evaluate(EvaluateConfig(**common, data_path=photos, out=tmp_path / "out"))
     with pytest.raises(InputError, match="--split: test of --data_path"):
         evaluate(EvaluateConfig(**common, data_path=tmp_path, split="test", out=tmp_path / "new"))
+
+
+ODD_NAMES = (
+    *(
+        "sale $5_$6.png",
+        "# 1.png",
+        "'q' \"d\".png",
+        "[bold]x[1].png",
+        "-dash.png",
+        "tab\tline\n.png",
+    ),
+    *("a,b;c.png", "<b>&x|y.png", "a" * 251 + ".png", "\u5199" * 83 + ".png", "x y.png", "x_y.png"),
+    os.fsdecode(b"caf\xe9.png"),
+)
+
+
+def test_names_of_any_kind_in_tables_and_panels(tmp_path, capsys):
+    data, run, out = tmp_path / "$data [1]", make_run(tmp_path / "[bold]run $1"), tmp_path / "out"
+    data.mkdir()
+    for number, name in enumerate(ODD_NAMES):
+        pixels = np.random.default_rng(number).integers(0, 255, (24, 24, 3)).astype(np.uint8)
+        with (data / name).open("wb") as file:
+            Image.fromarray(pixels).save(file, "PNG")
+    words = ["--run", str(run), "--data_path", str(data), "--out", str(out), "--sigma", "25"]
+    evaluate_script.main([*words, "--panels", "20", "--accelerator", "cpu"])
+    assert len(list((out / "panels").iterdir())) == len(ODD_NAMES)
+    with (out / "results.csv").open(newline="", encoding="utf-8") as file:
+        found = {row["image"] for row in csv.DictReader(file) if row["method"] == "noisy"}
+    as_text = {name.encode(errors="backslashreplace").decode() for name in ODD_NAMES}
+    assert found == {*as_text, f"mean of {len(ODD_NAMES)}"}
+    [_, *rows] = (out / "results.md").read_text(encoding="utf-8").split("| image |")[1].splitlines()
+    assert {row.replace("\\|", "").count("|") for row in rows if row} == {4}
+    content = json.loads((out / "results.json").read_text())
+    assert set(content["results"][0]["images"]["noisy"]) == set(ODD_NAMES)
+    assert "[bold]run $1" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -3,13 +3,27 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from img2img_recon.figures import label_of, reconstruction_panel
+from img2img_recon.figures import label_of, new_figure, panel_path, reconstruction_panel, shown_text
 from img2img_recon.support.errors import InputError
 
 
 def knee(shape=(40, 32)):
     image = gaussian_filter(np.random.default_rng(0).random(shape), 2)
     return (image / image.max()).astype(np.float32)
+
+
+def test_names_are_no_formulas_and_no_long_file_names(tmp_path):
+    for name in ("$5_$6", "$\\frac$", "\udce9", "$", "a$b"):
+        figure = new_figure(2, 1)
+        figure.suptitle(shown_text(name))
+        figure.canvas.draw()
+        reconstruction_panel(tmp_path / "a.png", {name: knee()}, knee(), title=name)
+    names = ("a" * 255, "\u5199" * 85, "\udce9 / $x", "c")
+    paths = [panel_path(tmp_path, name) for name in names]
+    for path in paths:
+        reconstruction_panel(path, {"tv": knee()}, knee())
+    assert [len(path.name.encode()) for path in paths[:2]] == [204, 202]
+    assert [path.name for path in paths[2:]] == ["_x.png", "c.png"]
 
 
 def test_a_panel_is_an_image_with_a_column_per_reconstruction_and_the_target(tmp_path):
