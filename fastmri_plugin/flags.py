@@ -70,7 +70,9 @@ class SplitFlags(DataFlags):
     """Which split is reconstructed, and with which trained runs and methods."""
 
     run: tuple[Path, ...] | None = flag(
-        None, help="run folder or checkpoint file; may be repeated", basic=True
+        None,
+        help="network that comes with the package, run folder, checkpoint or .safetensors file; may be repeated",
+        basic=True,
     )
     method: tuple[str, ...] | None = flag(
         None,

@@ -317,10 +317,10 @@ METHODS: dict[str, Callable[[], Reconstructor]] = {
 
 
 def make_method(word: str, **network_options: Any) -> Reconstructor:
-    """The method of this name, or the trained network of this run folder or checkpoint file.
+    """The method of this name, or the trained network of this name, run folder or file.
 
     Args:
-        word: a name of `METHODS` or a path.
+        word: a name of `METHODS` or of `fastmri_plugin.shipped`, or a path.
         **network_options: arguments of `TrainedNetwork`.
 
     Raises:
@@ -328,10 +328,12 @@ def make_method(word: str, **network_options: Any) -> Reconstructor:
     """
     if word in METHODS:
         return METHODS[word]()
+    from fastmri_plugin.shipped import shipped
     from fastmri_plugin.trained import TrainedNetwork
 
-    if not Path(word).exists():
+    if word not in shipped() and not Path(word).exists():
+        names = ", ".join((*METHODS, *shipped()))
         raise InputError(
-            f"--method: given {word}; allowed: {', '.join(METHODS)}, or a run folder or checkpoint file"
+            f"--method: given {word}; allowed: {names}, or a run folder, checkpoint or .safetensors file"
         )
-    return TrainedNetwork(Path(word), **network_options)
+    return TrainedNetwork(word, **network_options)

@@ -123,12 +123,13 @@ def _named_methods(flags: SplitFlags) -> dict[str, Reconstructor]:
 def _masks(flags: SplitFlags, runs: Sequence[TrainedNetwork]) -> MaskSpec:
     if flags.gives_masks() or not runs:
         return flags.masks()
-    for run in runs[1:]:
-        if run.masks != runs[0].masks:
+    trained = [(run.masks, run.source) for run in runs if run.masks is not None]
+    for masks, source in trained[1:]:
+        if masks != trained[0][0]:
             raise InputError(
-                f"--accel: needed, {runs[0].source} and {run.source} were trained with different masks"
+                f"--accel: needed, {trained[0][1]} and {source} were trained with different masks"
             )
-    return runs[0].masks
+    return trained[0][0] if trained else flags.masks()
 
 
 def _settle(

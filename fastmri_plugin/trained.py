@@ -1,4 +1,4 @@
-"""A trained run as a way to reconstruct volumes."""
+"""A trained network as a way to reconstruct volumes."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from fastmri_plugin import Challenge
 from fastmri_plugin.data import SliceDataset, volume_loader
 from fastmri_plugin.masks import MaskSpec
 from fastmri_plugin.methods import Reconstructor
-from fastmri_plugin.module import build_module
+from fastmri_plugin.shipped import find_network, open_module
 from fastmri_plugin.transforms import build_transform
 from fastmri_plugin.volumes import VolumeInfo
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.progress import Track, silent
-from img2img_recon.trained import load_weights, pick_device, read_run
+from img2img_recon.trained import pick_device
 from img2img_recon.training.run_folder import RunFolder
 
 
 class TrainedNetwork(Reconstructor):
-    """A trained run, or one of its checkpoints.
+    """A network that comes with the package, a trained run, or one of its checkpoints.
 
     Args:
-        source: run folder or checkpoint file of fastmri_plugin/train.py.
+        source: a name of `fastmri_plugin.shipped`, a run folder or checkpoint of fastmri_plugin/train.py, or a
+            `.safetensors` file.
         accelerator: where it runs, as Lightning calls it.
         batch_size: slices per batch (of one size).
         num_workers: loader processes.
 
     Attributes:
         challenge: what it was trained for.
-        masks: what it was trained with.
+        masks: what a run was trained with; None for weights by themselves.
         chosen: by method, what the run's baselines settled on its training volumes.
 
     Raises:
@@ -43,19 +44,22 @@ class TrainedNetwork(Reconstructor):
     """
 
     def __init__(
-        self, source: Path, accelerator: str = "cpu", batch_size: int = 1, num_workers: int = 0
+        self,
+        source: str | Path,
+        accelerator: str = "cpu",
+        batch_size: int = 1,
+        num_workers: int = 0,
     ) -> None:
-        config, checkpoint, path = read_run(source, ("mri",), "fastmri_plugin/train.py")
-        module = build_module(
-            config["model"], config["options"], config["lr"], config["lr_interval"]
-        )
-        load_weights(module, checkpoint, path)
-        self.source = source
-        self.name = self.model = config["model"]
+        self.source = source = find_network(source)
+        config, module = open_module(source)
+        self.name = config.get("name", config["model"])
+        self.model: str = config["model"]
         self.options: dict[str, Any] = config["options"]
         self.challenge: Challenge = config["challenge"]
-        self.masks = MaskSpec(
-            config["mask_type"], tuple(config["accel"]), tuple(config["center_fractions"])
+        self.masks = (
+            MaskSpec(config["mask_type"], tuple(config["accel"]), tuple(config["center_fractions"]))
+            if "mask_type" in config
+            else None
         )
         self.chosen: dict[str, dict[str, Any]] = (RunFolder(source).metrics() or {}).get(
             "method_settings", {}

@@ -1,6 +1,8 @@
 """Slices per second, HDF5 to network input: this plugin's loader beside fastMRI's.
 
-    python -m tests.benchmarks.mri_loader [--json FILE]
+    python -m tests.benchmarks.mri_loader [--coils 15 --slices 4] [--json FILE]
+
+Single-coil slices become images, as for fastMRI's U-Net; with `--coils` they become k-space samples, as for its VarNet.
 
 The volumes are noise of the knee set's size, written to a temporary folder; what is timed is reading, masking,
 transforming, cropping and handing over, not the content.
@@ -19,20 +21,23 @@ import fastmri.data
 import h5py
 import numpy as np
 import torch
-from fastmri.data.transforms import UnetDataTransform
+from fastmri.data.transforms import UnetDataTransform, VarNetDataTransform
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
+from fastmri_plugin import Challenge
 from fastmri_plugin.data import SliceDataset, volume_loader
 from fastmri_plugin.headers import Header, write_header
+from fastmri_plugin.kspace import center_crop, centred_ifft
 from fastmri_plugin.listing import list_volumes
 from fastmri_plugin.masks import MaskSpec
-from fastmri_plugin.transforms import ImageTransform
+from fastmri_plugin.transforms import ImageTransform, KspaceSample, KspaceTransform
+from fastmri_plugin.volumes import TARGET_KEYS
 from img2img_recon.support.cli import flag, parse_config, run_script
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import write_json
-from img2img_recon.support.types import PositiveInt
+from img2img_recon.support.types import NonNegativeInt, PositiveInt
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class LoaderBenchmark:
     rows: PositiveInt = flag(640, help="read-out samples")
     columns: PositiveInt = flag(368, help="phase-encode columns")
     recon_size: PositiveInt = flag(320, help="side of the cropped image")
+    coils: NonNegativeInt = flag(0, help="coils; 0 for single-coil images")
     slices: PositiveInt = flag(32, help="slices per volume")
     volumes: PositiveInt = flag(4, help="volumes")
     accel: PositiveInt = flag(4, help="acceleration")
@@ -58,16 +64,18 @@ class LoaderBenchmark:
 def write_volumes(folder: Path, config: LoaderBenchmark) -> None:
     """Noise volumes with valid headers and targets."""
     draw = np.random.default_rng(0)
-    shape = (config.slices, config.rows, config.columns)
+    plane = (config.rows, config.columns)
+    shape = (config.slices, *([config.coils] if config.coils else []), *plane)
     size = (config.recon_size, config.recon_size)
-    header = write_header(Header.of_columns(shape[1:], size, (0, config.columns)))
+    header = write_header(Header.of_columns(plane, size, (0, config.columns)))
+    target = TARGET_KEYS["multicoil" if config.coils else "singlecoil"]
     folder.mkdir(parents=True)
     for number in range(config.volumes):
         kspace = draw.standard_normal((*shape, 2), dtype=np.float32).view(np.complex64)[..., 0]
         with h5py.File(folder / f"noise{number}.h5", "w") as file:
             file["kspace"] = kspace
             file["ismrmrd_header"] = header
-            file["reconstruction_esc"] = np.abs(draw.standard_normal((shape[0], *size), np.float32))
+            file[target] = np.abs(draw.standard_normal((shape[0], *size), np.float32))
             file.attrs["max"] = 5.0
 
 
@@ -81,8 +89,16 @@ def passes(loader: DataLoader) -> float:
 def largest_difference(theirs: Dataset, ours: Dataset) -> float:
     """Largest difference of the two inputs over the first slices, relative to the image's maximum."""
     worst = 0.0
-    for index in range(4):
+    for index in range(min(4, len(ours))):  # type: ignore[arg-type]
         reference, sample = theirs[index], ours[index]
+        if isinstance(sample, KspaceSample):
+            size = sample.kspace.shape[-2:]
+            image = center_crop(
+                centred_ifft(torch.view_as_complex(reference.masked_kspace).numpy()), size
+            )
+            difference = np.abs(centred_ifft(sample.kspace.numpy()) - image).max()
+            worst = max(worst, float(difference / np.abs(image).max()))
+            continue
         # fastMRI normalises and then clips at six standard deviations; so is ours before comparing.
         image = ((sample.image - reference.mean) / reference.std).clamp(-6, 6)
         worst = max(
@@ -95,16 +111,19 @@ def measure(config: LoaderBenchmark) -> dict[str, object]:
     """Median and quartiles of slices per second for both loaders, and their ratio pass by pass."""
     masks = MaskSpec("random", (config.accel,), (0.32 / config.accel,))
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "singlecoil_val"
+        challenge: Challenge = "multicoil" if config.coils else "singlecoil"
+        folder = Path(temporary) / f"{challenge}_val"
         write_volumes(folder, config)
-        theirs = fastmri.data.SliceDataset(
-            folder,
-            "singlecoil",
-            UnetDataTransform("singlecoil", masks.mask_func(), use_seed=True),
+        their_transform, our_transform = (
+            (VarNetDataTransform(masks.mask_func()), KspaceTransform(masks.mask_func()))
+            if config.coils
+            else (
+                UnetDataTransform(challenge, masks.mask_func()),
+                ImageTransform(masks.mask_func()),
+            )
         )
-        ours = SliceDataset(
-            list_volumes(folder, "singlecoil"), ImageTransform(masks.mask_func(), use_seed=True)
-        )
+        theirs = fastmri.data.SliceDataset(folder, challenge, their_transform)
+        ours = SliceDataset(list_volumes(folder, challenge), our_transform)
         torch.set_num_threads(1)
         difference = largest_difference(theirs, ours)
         loaders = [

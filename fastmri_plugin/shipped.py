@@ -1,0 +1,113 @@
+"""MRI networks by name, run folder or file: those that come with the package, and how new ones are made part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastmri_plugin import Challenge
+from fastmri_plugin.framework import MriModule
+from fastmri_plugin.module import build_module, build_network
+from img2img_recon.support.errors import InputError
+from img2img_recon.trained import load_weights, read_run
+from img2img_recon.weights_file import read_weights, write_weights
+
+WEIGHTS = Path(__file__).parent / "weights"
+SUFFIX = ".safetensors"
+
+
+def shipped() -> dict[str, Path]:
+    """The networks that come with the package, by name."""
+    return {path.stem: path for path in sorted(WEIGHTS.glob(f"*{SUFFIX}"))}
+
+
+def find_network(word: str | Path) -> Path:
+    """The file or folder of a network's name, or the path itself.
+
+    Raises:
+        InputError: neither.
+    """
+    path = shipped().get(str(word), Path(word))
+    if not path.exists():
+        names = ", ".join([*shipped(), "a run folder", f"a checkpoint or {SUFFIX} file"])
+        raise InputError(f"there is no network {str(word)!r}; allowed: {names}")
+    return path
+
+
+def open_module(source: Path) -> tuple[dict[str, Any], MriModule]:
+    """What `find_network` has found, as its Lightning module.
+
+    Returns:
+        Task, model, options, challenge (of a run its whole configuration), and the module in evaluation mode.
+
+    Raises:
+        InputError: not of MRI, or weights of another network.
+    """
+    if source.suffix == SUFFIX:
+        config, state = read_weights(source)
+        if config["task"] != "mri":
+            raise InputError(f"{source}: a network for {config['task']}, not for mri")
+        # Nobody trains it, so that any rate will do.
+        module = build_module(config["model"], config["options"], 1.0, "epoch")
+        load_weights(_network(module), {"state_dict": state}, source)
+    else:
+        config, checkpoint, path = read_run(source, ("mri",), "fastmri_plugin/train.py")
+        module = build_module(
+            config["model"], config["options"], config["lr"], config["lr_interval"]
+        )
+        load_weights(module, checkpoint, path)
+    return config, module.eval()
+
+
+def _network(module: nn.Module) -> nn.Module:
+    (network,) = (child for child in module.children() if any(True for _ in child.parameters()))
+    return network
+
+
+def load(word: str | Path) -> nn.Module:
+    """The network of a name that comes with the package, a run folder, a checkpoint or a `.safetensors` file.
+
+    An unrolled mixer maps k-space (B, coils, H, W) and the measured columns (B, 1, 1, W) to magnitudes
+    (B, H, W); an image-to-image network maps zero-filled magnitudes (B, 1, H, W) to magnitudes.
+
+    Raises:
+        InputError: none of these, or not of MRI.
+    """
+    return _network(open_module(find_network(word))[1])
+
+
+def package(
+    path: Path,
+    state: Mapping[str, Tensor],
+    options: Mapping[str, Any],
+    challenge: Challenge,
+    *,
+    model: str = "unrolled_mixer",
+    half: bool = False,
+    **extra: Any,
+) -> None:
+    """Write a trained network's weights as the package ships them.
+
+    Args:
+        path: the `.safetensors` file; its name is the network's.
+        state: the network's `state_dict`. For single-coil data weights of sensitivity maps are left out.
+        options: of the network's constructor.
+        challenge: single- or multi-coil.
+        model: its name.
+        half: store half-precision numbers.
+        **extra: what else the file should say of itself, JSON-serialisable.
+
+    Raises:
+        InputError: weights that are not of this network, or a file that cannot be written.
+    """
+    options = dict(options)
+    if challenge == "singlecoil":
+        options["sens"] = "none"
+        state = {name: value for name, value in state.items() if not name.startswith("sens_net.")}
+    load_weights(build_network(model, options), {"state_dict": state}, path)
+    stored = {name: value.half() for name, value in state.items()} if half else state
+    description = {"task": "mri", "model": model, "options": options, "challenge": challenge}
+    write_weights(path, stored, {**description, "name": path.stem, **extra})
