@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from collections.abc import Sequence
@@ -63,6 +64,7 @@ def list_sources(folder: Path) -> list[Source]:
     return sources
 
 
+@functools.cache  # asked for every run of a sweep
 def builtin_sources() -> Split:
     """Training and validation photographs that come with scikit-image, split by picture."""
     import skimage.data

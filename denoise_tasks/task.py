@@ -225,7 +225,7 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
 
     def describe(self, prepared: PreparedDenoising, parts: TrainingParts) -> str:
         """See `Task.describe`."""
-        from img2img_recon.training.runner import count_parameters
+        from img2img_recon.networks.base import count_parameters
 
         return (
             f"{prepared.config.model}: {count_parameters(parts.module):,} parameters; "

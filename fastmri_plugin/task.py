@@ -357,7 +357,7 @@ class MriTask(Task[TrainConfig, MriRun]):
 
     def describe(self, prepared: MriRun, parts: TrainingParts) -> str:
         """See `Task`."""
-        from img2img_recon.training.runner import count_parameters
+        from img2img_recon.networks.base import count_parameters
 
         data: Any = parts.data
         return (

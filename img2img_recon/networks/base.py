@@ -101,3 +101,8 @@ def patch_grid(
             f"img_size {height} x {width} is not divisible by {divisor}, the side of {patches}"
         )
     return (height, width), (height // patch_size, width // patch_size)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

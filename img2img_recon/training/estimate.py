@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from img2img_recon.networks.base import count_parameters
 from img2img_recon.networks.zoo import build_model
-from img2img_recon.training.runner import count_parameters
 from img2img_recon.training.task import Task
 
 PASSES_PER_STEP = 3

@@ -6,8 +6,8 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
-from torch import nn
 
+from img2img_recon.networks.base import count_parameters
 from img2img_recon.support.files import write_json
 from img2img_recon.support.progress import Track, bar, silent
 from img2img_recon.training.checkpoints import RunCheckpoints
@@ -33,11 +33,6 @@ def report_nothing(message: str) -> None:
 def track_of(progress: bool) -> Track:
     """Progress bars in the first process, if wanted."""
     return bar if progress and is_first_process() else silent
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Trainable parameters."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def fit(run: RunFolder, parts: TrainingParts) -> dict[str, Any]:

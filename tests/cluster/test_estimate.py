@@ -18,7 +18,8 @@ from cluster.runs import Sweep
 from cluster.sweep_file import read_sweep
 from cluster.tasks import task_of
 from fastmri_plugin.demo_data import DemoSizes, make_demo_data
-from img2img_recon.training.runner import count_parameters, report_nothing
+from img2img_recon.networks.base import count_parameters
+from img2img_recon.training.runner import report_nothing
 
 SWEEPS = Path(__file__).resolve().parents[2] / "cluster" / "sweeps"
 SHIPPED = sorted(path.stem for path in SWEEPS.glob("*.yaml"))

@@ -13,11 +13,11 @@ from skimage.data import coffee
 
 from denoise_tasks.options import TrainConfig
 from denoise_tasks.task import LAPTOP_NETWORKS, TASKS
+from img2img_recon.networks.base import count_parameters
 from img2img_recon.networks.zoo import build_model
 from img2img_recon.support.cli import parse_config
 from img2img_recon.support.errors import InputError
 from img2img_recon.training.estimate import estimate
-from img2img_recon.training.runner import count_parameters
 from img2img_recon.training.task import Workload
 from tests.denoise_tasks.conftest import prepare
 

@@ -14,9 +14,10 @@ from fastmri_plugin import demo_data
 from fastmri_plugin.demo_data import TINY
 from fastmri_plugin.listing import list_volumes
 from fastmri_plugin.task import TASK, TrainConfig
+from img2img_recon.networks.base import count_parameters
 from img2img_recon.support.errors import InputError
 from img2img_recon.training.estimate import estimate
-from img2img_recon.training.runner import count_parameters, report_nothing
+from img2img_recon.training.runner import report_nothing
 from img2img_recon.training.task import plain
 from img2img_recon.training.trainer import ClipGradients
 
