@@ -48,6 +48,14 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tif
 FORMATS |= {".webp": "WEBP", ".avif": "AVIF", ".bmp": "BMP"}
 
 
+_OTHERS = (
+    *(((4, b"ftyphe"), "HEIC"), ((4, b"ftypmif1"), "HEIC"), ((0, b"GIF8"), "GIF")),
+    *(((0, b"\xff\x0a"), "JPEG XL"), ((4, b"JXL "), "JPEG XL"), ((0, b"8BPS"), "Photoshop")),
+    *(((0, b"version https:"), "a pointer of Git LFS"), ((0, b"<"), "a web page or SVG")),
+    *(((0, b"%PDF"), "PDF"), ((4, b"ftypcrx"), "camera raw"), ((4, b"jP  "), "JPEG 2000")),
+)
+
+
 def open_file(path: Path) -> PictureFile:
     """Read a file's header and metadata; its content says which format it is, not its name.
 
@@ -71,7 +79,13 @@ def open_file(path: Path) -> PictureFile:
     ):
         if fits:
             return _open_by_pillow(path, plugin)
-    raise InputError(f"{path}: not a picture that is read here; allowed: {READ}")
+    what = next(
+        (f"{name}, " for start, name in _OTHERS if head[start[0] :].startswith(start[1])), ""
+    )
+    raise InputError(
+        f"{path}: {what if head else 'an empty file, '}not a picture that is read here; "
+        f"allowed: {READ}; convert it first"
+    )
 
 
 def encode(file: IO[bytes], samples: np.ndarray, metadata: Metadata, name: Path) -> None:
@@ -103,14 +117,18 @@ def encode(file: IO[bytes], samples: np.ndarray, metadata: Metadata, name: Path)
 
         encode_tiff(file, samples, metadata, name)
     else:
-        _encode_by_pillow(file, samples, metadata, format)
+        if format == "BMP" and samples.shape[2:] in ((2,), (4,)):
+            _encode_bmp_with_alpha(file, samples, metadata)
+        else:
+            _encode_by_pillow(file, samples, metadata, format)
 
 
 # PNG (ISO/IEC 15948)
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_SAID = (b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"tEXt", b"zTXt", b"iTXt")
-_PNG_ELSEWHERE = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
+_PNG_RAW_EXIF = (b"Raw profile type exif", b"Raw profile type APP1")
+_PNG_ELSEWHERE = (b"XML:com.adobe.xmp\0", *_PNG_RAW_EXIF)
 
 
 def _png_chunks(path: Path) -> Iterator[tuple[bytes, bytes]]:
@@ -137,8 +155,13 @@ def _open_png(path: Path) -> PictureFile:
     said = Metadata()
     with optional(path, "metadata"), PngImageFile(path) as image:
         said = metadata_of(image)
-        if profile := image.info.get("Raw profile type exif"):  # as ImageMagick writes it
-            said = replace(said, exif=bytes.fromhex("".join(profile.split()[2:])))
+        for name in _PNG_RAW_EXIF:  # as ImageMagick writes it
+            if profile := image.info.get(name.decode()):
+                raw = bytes.fromhex("".join(profile.split()[2:]))
+                if raw.startswith(_JPEG_XMP):
+                    said = replace(said, xmp=raw[len(_JPEG_XMP) :])
+                else:
+                    said = replace(said, exif=raw)
     parts = [
         (kind, content)
         for kind, content in chunks
@@ -181,7 +204,8 @@ def _encode_png(file: IO[bytes], samples: np.ndarray, metadata: Metadata) -> Non
 _MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB", "RGBA": "RGBA", "CMYK": "CMYK"}
 # Segments that are written anew, or that are true of the file that was read only.
 _JPEG_MARKERS = ("APP0", "APP11", "APP14")
-_JPEG_STARTS = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0", b"MPF\0")
+_JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_JPEG_STARTS = (b"Exif\0\0", _JPEG_XMP, b"ICC_PROFILE\0", b"MPF\0")
 _JPEG_EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 _JPEG_LONGEST_EXIF, _JPEG_LONGEST_XMP, _JPEG_XMP_PART = 65527, 65504, 65400
 _limit = threading.Lock()
@@ -278,3 +302,16 @@ def _extended_xmp(packet: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
         ("APP1", head + struct.pack(">I", start) + packet[start : start + _JPEG_XMP_PART])
         for start in range(0, len(packet), _JPEG_XMP_PART)
     ]
+
+
+def _encode_bmp_with_alpha(file: IO[bytes], samples: np.ndarray, metadata: Metadata) -> None:
+    """BMP with a header of version 4, without which 32 bits mean no alpha; Pillow writes version 3."""
+    height, width, planes = samples.shape
+    colours = samples if planes == 4 else samples[..., [0, 0, 0, 1]]
+    content = colours[::-1, :, [2, 1, 0, 3]].tobytes()
+    per_metre = [round(dots / 0.0254) for dots in metadata.dpi or (72, 72)]
+    sizes = struct.pack("<IiiHHII", 108, width, height, 1, 32, 3, len(content))
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = sizes + struct.pack("<iiII", *per_metre, 0, 0) + masks + b"BGRs" + bytes(48)
+    start = 14 + len(header)
+    file.write(b"BM" + struct.pack("<IHHI", start + len(content), 0, 0, start) + header + content)

@@ -92,7 +92,7 @@ def in_short(error: Exception) -> str:
 def check_pages(path: Path, count: int) -> None:
     """Raise InputError for a file of several pages or frames."""
     if count != 1:
-        raise InputError(f"{path}: {count} pages or frames in one file, allowed: 1")
+        raise InputError(f"{path}: {count} pages or frames in one file, allowed: 1; split it first")
 
 
 def unsupported(path: Path, what: str) -> InputError:

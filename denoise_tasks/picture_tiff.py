@@ -48,6 +48,8 @@ def open_tiff(path: Path) -> PictureFile:
             known = False
         if not known or bits > 16 or page.dtype is None or page.dtype.kind not in "ub":
             what = f"{kind} of {count} x {bits} bits ({page.dtype}, axes {page.axes})"
+            if bits > 16:
+                what += ", which states no white; scale it to 16 bits first"
             raise unsupported(path, what)
         height, width, index = int(page.imagelength), int(page.imagewidth), page.index
         said = _metadata(path, tiff, page)

@@ -18,7 +18,7 @@ from typing import IO
 import numpy as np
 
 from denoise_tasks.picture_formats import FORMATS, encode, open_file
-from denoise_tasks.picture_metadata import Metadata, PictureFile, in_short
+from denoise_tasks.picture_metadata import Metadata, PictureFile, in_short, warn
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import atomic_path
 
@@ -28,7 +28,7 @@ MAX_PIXELS = 1 << 28
 BAND = 256  # rows worked on at once
 
 _SIXTEEN_BITS = (".png", ".tif", ".tiff")
-_WITH_ALPHA = (".png", ".tif", ".tiff", ".webp", ".avif")
+_WITH_ALPHA = (".png", ".tif", ".tiff", ".webp", ".avif", ".bmp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,6 +214,8 @@ def _writing(path: Path) -> Iterator[None]:
 def _encode_like(file: IO[bytes], pixels: np.ndarray, like: Picture, path: Path) -> None:
     """Encode pixels in [0, 1] (H, W, C), with the bits, the alpha and the metadata of `like`."""
     bits = like.bits if path.suffix.lower() in _SIXTEEN_BITS else 8
+    if bits < like.bits:
+        warn(path, f"{like.bits} bits become {bits}, all that {path.suffix} files hold")
     H, W, channels = pixels.shape
     planes = channels + (like.alpha is not None)
     samples = np.empty((H, W, planes), np.uint8 if bits == 8 else np.uint16)

@@ -81,8 +81,12 @@ def _number(hint: type[int] | type[float], value: Any) -> int | float:
     """A finite number, of Python's own types, which JSON, YAML and checkpoints hold."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ValueError(value)
-    number = hint(value)
-    if not math.isfinite(number) or (isinstance(value, float) and number != value):
+    try:
+        number = hint(value)
+        finite = math.isfinite(number)
+    except OverflowError:  # whole numbers of hundreds of digits
+        raise ValueError(value) from None
+    if not finite or (isinstance(value, float) and number != value):
         raise ValueError(value)
     return int(number) if issubclass(hint, int) else float(number)
 

@@ -264,7 +264,7 @@ def test_bad_input(tmp_path: Path, fake: Callable[..., list[Path]]) -> None:
         ([tmp_path / "empty", "--out", out], "no picture in this folder"),
         ([tmp_path / "a.gif", "--out", out], r"a\.gif: no picture's ending, allowed: \.png"),
         ([tmp_path / "alpha.jpg", "--out", out], "alpha channel"),
-        ([tmp_path / "alpha.bmp", "--out", out], r"alpha\.bmp: not a picture"),
+        ([tmp_path / "alpha.bmp", "--out", out], r"alpha\.bmp: an empty file, not a picture"),
         ([broken / "b.png", "--out", out], r"broken/b\.png: truncated or broken"),
         ([folder, folder / "sub/b.png", "--out", out], r"b\.png: given twice"),
         ([folder, folder / "sub", "--out", out], "would both become"),

@@ -202,6 +202,7 @@ ALLOWED = {
     "--batch_size": "--batch_size: given without a value; give a whole number above 0",
     "--seed -1": "--seed: given -1; allowed: a whole number from 0",
     "--lr inf": "--lr: given inf; allowed: a number above 0",
+    f"--lr {'9' * 400}": f"--lr: given {'9' * 400}; allowed: a number above 0",
     "--lr nan": "--lr: given nan; allowed: a number above 0",
     "--share 0": "--share: given 0; allowed: a number above 0, up to 1",
     "--val_share 1": "--val_share: given 1; allowed: a number above 0, below 1",
