@@ -25,6 +25,7 @@ $(VENV)/.installed: requirements/torch.txt requirements/runtime.txt requirements
 
 demo: env
 	$(BIN)/python fastmri_plugin/train.py --challenge singlecoil --accel 4
+	$(BIN)/python fastmri_plugin/train.py --challenge singlecoil --accel 4 --model unrolled_mixer
 
 test: env
 	$(BIN)/python -m pytest -n $(JOBS)

@@ -11,7 +11,7 @@ from torch import nn
 from fastmri_plugin.framework import MriModule, UnetModule, VarNetModule
 from fastmri_plugin.kspace import center_crop
 from fastmri_plugin.lightning2 import on_lightning2
-from fastmri_plugin.task import FASTMRI_MODELS, KSPACE_MODELS
+from fastmri_plugin.recipes import FASTMRI_MODELS, KSPACE_MODELS
 from fastmri_plugin.transforms import KspaceSample
 from img2img_recon.metrics import ssim_loss
 from img2img_recon.networks.zoo import MODELS, build_model

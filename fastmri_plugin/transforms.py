@@ -12,7 +12,7 @@ from fastmri_plugin import Challenge
 from fastmri_plugin.framework import MaskFunc, UnetDataTransform, VarNetDataTransform
 from fastmri_plugin.kspace import center_crop, crop_readout, crop_size, zero_filled
 from fastmri_plugin.masks import draw_columns, name_seed
-from fastmri_plugin.task import KSPACE_MODELS
+from fastmri_plugin.recipes import KSPACE_MODELS
 from fastmri_plugin.unrolled_mixer import Sensitivities
 from img2img_recon.support.errors import InputError
 
