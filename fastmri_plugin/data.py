@@ -173,13 +173,22 @@ def _collate(samples: Sequence[Any]) -> Any:
 def _column(values: Sequence[Any]) -> Any:
     first = values[0]
     if isinstance(first, torch.Tensor):
-        return np.stack([value.numpy() for value in values])
+        if len(values) == 1:
+            return first.numpy()[None]
+        width = max(value.shape[-1] for value in values) if first.ndim else 0
+        return np.stack([_widened(value.numpy(), width) for value in values])
     if isinstance(first, (float, np.floating)):
         # Some devices (Apple's) have no double precision.
         return np.asarray(values, dtype=np.float32)
     if isinstance(first, (int, np.integer)):
         return np.asarray(values)
     return default_collate(list(values))
+
+
+def _widened(values: np.ndarray, width: int) -> np.ndarray:
+    """Masks of one batch may measure more columns or fewer: zeros fill up."""
+    missing = width - values.shape[-1] if values.ndim else 0
+    return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, missing)]) if missing else values
 
 
 def _loader(dataset: SliceDataset, batches: Any, num_workers: int) -> DataLoader:

@@ -94,27 +94,24 @@ def zero_filled(kspace: np.ndarray, mask: np.ndarray | None, size: tuple[int, in
 
 
 def crop_readout(kspace: np.ndarray, columns: np.ndarray, height: int) -> np.ndarray:
-    """K-space of the image's centre `height` rows, with nothing outside the columns to use.
+    """Columns of the k-space of the image's centre `height` rows.
 
     Every sample of a column is measured or none, so that cutting the image's rows, which the read-out
     over-samples, loses nothing of the others.
 
     Args:
         kspace: complex (..., H, W).
-        columns: bool (W,), the columns to use.
+        columns: bool (W,), the n columns to use.
         height: h, at most H.
 
     Returns:
-        complex (..., h, W), in the k-space's units.
+        complex (..., h, n), in the k-space's units.
     """
-    _check_crop(kspace.shape, (height, kspace.shape[-1]))
-    sampled = np.ascontiguousarray(np.moveaxis(kspace, -1, -2)[..., columns, :])
-    if height < kspace.shape[-2]:
-        image = centred_ifft(sampled, (-1,))
-        sampled = centred_fft(center_crop(image, (image.shape[-2], height)), (-1,))
-    cropped = np.zeros((*kspace.shape[:-2], height, kspace.shape[-1]), dtype=kspace.dtype)
-    cropped[..., columns] = np.moveaxis(sampled, -1, -2)
-    return cropped
+    sampled = np.take(kspace, np.flatnonzero(columns), axis=-1)
+    if height == kspace.shape[-2]:
+        return sampled
+    image = center_crop(centred_ifft(sampled, (-2,)), (height, sampled.shape[-1]))
+    return centred_fft(image, (-2,))
 
 
 def _check_crop(shape: Sequence[int], size: Sequence[int]) -> None:

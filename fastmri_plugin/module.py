@@ -111,8 +111,16 @@ class _KspaceModule(_ImageModule):
 
     def reconstruct(self, batch: KspaceSample) -> torch.Tensor:
         """The magnitudes (B, h, w) of a batch, as large as its targets."""
-        image = self(batch.kspace, batch.mask, batch.maps if batch.maps.numel() else None)
+        kspace = spread_columns(batch.samples, batch.mask)
+        image = self(kspace, batch.mask, batch.maps if batch.maps.numel() else None)
         return center_crop(image, batch.target.shape[-2:])
+
+
+def spread_columns(samples: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """K-space (B, coils, h, W), zero outside the mask (B, 1, 1, W), of its columns (B, coils, h, n) in order."""
+    order = torch.argsort((~mask).byte(), dim=-1, stable=True)[..., : samples.shape[-1]]
+    kspace = samples.new_zeros(*samples.shape[:-1], mask.shape[-1])
+    return kspace.scatter(-1, order.expand_as(samples), samples)
 
 
 def _loss(output: torch.Tensor, batch: Any) -> torch.Tensor:

@@ -38,10 +38,12 @@ class ImageSample(NamedTuple):
 class KspaceSample(NamedTuple):
     """One slice for a network that keeps to the measured samples, in the volume's own intensity units.
 
-    The read-out is cut to the image's rows (`kspace.crop_readout`), so that only columns are left to crop.
+    The read-out is cut to the image's rows (`kspace.crop_readout`), so that only columns are left to crop, and
+    the measured columns alone travel from a loader process to the device.
 
     Attributes:
-        kspace: measured samples, zero elsewhere, complex64 (coils, h, W); one coil for single-coil data.
+        samples: the n measured columns in order, complex64 (coils, h, n); one coil for single-coil data. In a
+            batch, samples with fewer columns than others end with zeros.
         mask: bool (1, 1, W), the measured columns.
         maps: sensitivity maps, complex64 (coils, h, W); empty where the network estimates them.
         target: float32 (h, w), as large as the image that is wanted; zeros when the volume has none.
@@ -50,7 +52,7 @@ class KspaceSample(NamedTuple):
         max_value: the target volume's maximum, 0 without a target.
     """
 
-    kspace: torch.Tensor
+    samples: torch.Tensor
     mask: torch.Tensor
     maps: torch.Tensor
     target: torch.Tensor
@@ -151,18 +153,20 @@ class KspaceTransform(_SliceTransform):
         coils = kspace.reshape(-1, *kspace.shape[-2:]).astype(np.complex64, copy=False)
         limits = attrs["padding_left"], attrs["padding_right"]
         measured = _measured_columns(coils, columns, limits)
-        cropped = crop_readout(coils, measured, size[0])
-        _check_finite(cropped, fname, slice_num, "kspace")
+        samples = crop_readout(coils, measured, size[0])
+        _check_finite(samples, fname, slice_num, "kspace")
         maps = np.empty(0, np.complex64)
         if self.sens == "espirit":
             from fastmri_plugin.compressed_sensing import stored_coil_maps
 
-            maps = stored_coil_maps(cropped, measured)
+            whole = np.zeros((*samples.shape[:2], len(measured)), samples.dtype)
+            whole[..., measured] = samples
+            maps = stored_coil_maps(whole, measured)
         wanted = (
             torch.zeros(size) if target is None else _cropped_target(target, size, fname, slice_num)
         )
         return KspaceSample(
-            torch.from_numpy(cropped),
+            torch.from_numpy(samples),
             torch.from_numpy(measured[None, None]),
             torch.from_numpy(maps),
             wanted,

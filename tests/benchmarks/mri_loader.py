@@ -32,6 +32,7 @@ from fastmri_plugin.headers import Header, write_header
 from fastmri_plugin.kspace import center_crop, centred_ifft
 from fastmri_plugin.listing import list_volumes
 from fastmri_plugin.masks import MaskSpec
+from fastmri_plugin.module import spread_columns
 from fastmri_plugin.transforms import ImageTransform, KspaceSample, KspaceTransform
 from fastmri_plugin.volumes import TARGET_KEYS
 from img2img_recon.support.cli import flag, parse_config, run_script
@@ -92,11 +93,12 @@ def largest_difference(theirs: Dataset, ours: Dataset) -> float:
     for index in range(min(4, len(ours))):  # type: ignore[arg-type]
         reference, sample = theirs[index], ours[index]
         if isinstance(sample, KspaceSample):
-            size = sample.kspace.shape[-2:]
+            kspace = spread_columns(sample.samples[None], sample.mask[None])[0].numpy()
+            size = kspace.shape[-2:]
             image = center_crop(
                 centred_ifft(torch.view_as_complex(reference.masked_kspace).numpy()), size
             )
-            difference = np.abs(centred_ifft(sample.kspace.numpy()) - image).max()
+            difference = np.abs(centred_ifft(kspace) - image).max()
             worst = max(worst, float(difference / np.abs(image).max()))
             continue
         # fastMRI normalises and then clips at six standard deviations; so is ours before comparing.
