@@ -64,8 +64,9 @@ class Document:
         known = place
         while known and known not in self.lines:
             known = known[:-1]
-        where = f"{self.path}:{self.lines.get(known, 1)}"
-        return InputError(f"{where}: {spell(place)}: {message}" if place else f"{where}: {message}")
+        text = f"{spell(place)}: {message}" if place else message
+        # Keys and values may have several lines.
+        return InputError(f"{self.path}:{self.lines.get(known, 1)}: {' '.join(text.split())}")
 
 
 def spell(place: Place) -> str:

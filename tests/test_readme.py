@@ -181,3 +181,13 @@ def test_help(name, flag, script):
     done = script(f"{name}.py", "--help")
     assert done.returncode == 0, done.stderr
     assert flag in done.stdout
+
+
+def test_proofs_of_reliability_are_tests_that_exist():
+    page = (PROJECT / "docs" / "RELIABILITY.md").read_text()
+    commands = re.findall(r"`(?:FUZZ=\d+ )?pytest (tests/\S+\.py)(?: -k (\w+|\"[^\"]+\"))?`", page)
+    assert len(commands) == page.count("pytest tests/") >= 20
+    for file, words in commands:
+        tests = re.findall(r"def (test_\w+)", (PROJECT / file).read_text())
+        for word in words.strip('"').split(" or "):
+            assert any(word in test for test in tests), f"{file}: no test with {word}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from img2img_recon.support.errors import InputError
 from tests.denoise_tasks.conftest import denoiser, picture
 
 RNG = np.random.default_rng(0)
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -419,6 +422,34 @@ def test_script_gives_what_the_network_gives(
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: --out: ")
     assert done.stdout == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_folder_that_is_broken_off_is_finished_by_the_same_command(
+    tmp_path: Path, tiny_run: Path, number: int, code: int
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    for place in range(12):
+        write_picture(source / f"{place:02}.png", picture(300, 300))
+    words = [str(source), "--out", str(out), "--run", str(tiny_run), "--accelerator", "cpu"]
+    command = [sys.executable, str(PROJECT / "denoise_tasks/denoise.py"), *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (out / "01.png").exists():
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert "Traceback" not in said
+    done = sorted(path for path in out.iterdir() if not path.name.startswith("."))
+    assert 2 <= len(done) < 12
+    for path in done:
+        assert read_picture(path).samples.shape == (300, 300, 3)
+    assert number == signal.SIGKILL or len(done) == len(list(out.iterdir()))
+    times = [path.stat().st_mtime_ns for path in done]
+    denoise.main(words)
+    assert len(list(out.glob("[0-9]*.png"))) == 12
+    assert [path.stat().st_mtime_ns for path in done] == times
 
 
 def test_what_trains_is_not_imported_to_denoise(tmp_path: Path, tiny_run: Path) -> None:
