@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ProgressBar
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -149,10 +149,7 @@ def make_trainer(
             strategy=_strategy(config.strategy, devices, config.num_nodes),
             accumulate_grad_batches=config.accumulate_grad_batches,
             check_val_every_n_epoch=config.check_val_every_n_epoch,
-            logger=[
-                TensorBoardLogger(run.path, name="logs", version="tensorboard"),
-                CSVLogger(run.path, name="logs", version=_next_csv(run)),
-            ],
+            logger=_loggers(run),
             plugins=[AtomicCheckpointIO(content), *_cluster_plugins()],
             callbacks=[*own, *callbacks],
             default_root_dir=run.path,
@@ -176,6 +173,14 @@ def make_trainer(
 def _cluster_plugins() -> list[SLURMEnvironment]:
     """Under SLURM, Lightning's place in it without Lightning's own requeueing: the job sees to that."""
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
+def _loggers(run: RunFolder) -> list[Logger]:
+    """The table of scores, and TensorBoard's file where it takes the folder's name: it must be text."""
+    loggers: list[Logger] = [CSVLogger(run.path, name="logs", version=_next_csv(run))]
+    if str(run.path).isprintable():
+        loggers.insert(0, TensorBoardLogger(run.path, name="logs", version="tensorboard"))
+    return loggers
 
 
 def _next_csv(run: RunFolder) -> str:
