@@ -36,6 +36,7 @@ class _ImageModule(MriModule):
         network: what `reconstruct` calls; here it maps (B, 1, H, W) of any size to the same.
         lr: highest learning rate of Adam.
         lr_interval: "epoch" as the paper steps its one-cycle schedule, or "step".
+        kspace_loss: weight of `kspace_l1`, which is added to 1 - SSIM in training.
     """
 
     def __init__(
@@ -43,11 +44,13 @@ class _ImageModule(MriModule):
         network: nn.Module,
         lr: float,
         lr_interval: str = "epoch",
+        kspace_loss: float = 0.0,
     ) -> None:
         super().__init__(num_log_images=LOGGED_IMAGES)
         self.network = network
         self.lr = lr
         self.lr_interval = lr_interval
+        self.kspace_loss = kspace_loss
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Reconstruct images (B, H, W) of any size; same shape and units, float32."""
@@ -58,8 +61,11 @@ class _ImageModule(MriModule):
         return self(batch.image)
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        """1 - SSIM over a batch of one image size."""
-        loss = _loss(self.reconstruct(batch), batch)
+        """1 - SSIM over a batch of one image size, and the weighted k-space term."""
+        output = self.reconstruct(batch)
+        loss = _loss(output, batch)
+        if self.kspace_loss:
+            loss = loss + self.kspace_loss * kspace_l1(output, batch.target)
         self.log("train_loss", loss.detach(), prog_bar=True, batch_size=len(batch.fname))
         return loss
 
@@ -127,6 +133,12 @@ def _loss(output: torch.Tensor, batch: Any) -> torch.Tensor:
     return ssim_loss(output.unsqueeze(1), batch.target.unsqueeze(1), batch.max_value.float())
 
 
+def kspace_l1(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """L1 distance of the Fourier transforms of two batches of magnitudes (B, h, w), relative to the target's norm."""
+    difference, whole = (torch.fft.fft2(image.float()).abs() for image in (output - target, target))
+    return difference.sum() / whole.sum()
+
+
 ImageModule, KspaceModule = on_lightning2(_ImageModule), on_lightning2(_KspaceModule)
 
 
@@ -138,7 +150,11 @@ def build_network(name: str, options: Mapping[str, Any]) -> nn.Module:
 
 
 def build_module(
-    name: str, options: Mapping[str, Any], lr: float | None, lr_interval: str
+    name: str,
+    options: Mapping[str, Any],
+    lr: float | None,
+    lr_interval: str,
+    kspace_loss: float = 0.0,
 ) -> MriModule:
     """The Lightning module of a model.
 
@@ -148,7 +164,8 @@ def build_module(
         name: as `--model` takes it.
         options: the network's constructor's arguments, complete.
         lr: highest learning rate.
-        lr_interval: see `ImageModule`.
+        lr_interval: see `ImageModule`, as `kspace_loss`.
+        kspace_loss: see there; fastMRI's modules have no such term.
 
     Raises:
         InputError: options that do not go together.
@@ -159,4 +176,4 @@ def build_module(
         return module_class(**options, **rate, num_log_images=LOGGED_IMAGES)
     assert lr is not None
     module_class = KspaceModule if name in KSPACE_MODELS else ImageModule
-    return module_class(build_network(name, options), lr, lr_interval)
+    return module_class(build_network(name, options), lr, lr_interval, kspace_loss)

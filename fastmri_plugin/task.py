@@ -15,7 +15,7 @@ from fastmri_plugin.recipes import FASTMRI_MODELS, KSPACE_MODELS, LAPTOP, PAPER
 from img2img_recon.networks.zoo import MODELS, Row, complete_config
 from img2img_recon.support.cli import flag
 from img2img_recon.support.errors import InputError, named
-from img2img_recon.support.types import UnitShare
+from img2img_recon.support.types import NonNegativeFloat, UnitShare
 from img2img_recon.training.options import TrainingFlags
 from img2img_recon.training.run_folder import RunFolder, config_hash
 from img2img_recon.training.task import PreparedRun, Report, Task, TrainingParts, Workload
@@ -44,6 +44,11 @@ class TrainConfig(TrainingFlags, DataFlags):
     )
     lr_interval: Literal["epoch", "step"] | None = flag(
         None, help="when the one-cycle schedule steps", group="training"
+    )
+    kspace_loss: NonNegativeFloat = flag(
+        0.0,
+        help="weight of the L1 distance of the Fourier transforms of magnitude and target, beside 1 - SSIM",
+        group="training",
     )
     baselines: tuple[str, ...] | None = flag(
         None,
@@ -109,6 +114,10 @@ class MriTask(Task[TrainConfig, MriRun]):
         for name in config.baselines or ():
             if name not in METHODS:
                 raise InputError(f"--baselines: given {name}, allowed: {', '.join(METHODS)}")
+        if own and config.kspace_loss:
+            raise InputError(
+                f"--kspace_loss: given with {config.model}, which has fastMRI's own loss"
+            )
         if config.model == "fastmri_varnet":
             if config.challenge != "multicoil":
                 raise InputError("--model: fastmri_varnet needs --challenge multicoil")
@@ -234,7 +243,11 @@ class MriTask(Task[TrainConfig, MriRun]):
         masks = config.masks()
         pl.seed_everything(config.seed, verbose=False)
         module = build_module(
-            config.model, config.options, config.lr, config.lr_interval or "epoch"
+            config.model,
+            config.options,
+            config.lr,
+            config.lr_interval or "epoch",
+            config.kspace_loss,
         )
         if config.compile:
             compile_networks(module)

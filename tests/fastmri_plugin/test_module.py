@@ -11,7 +11,7 @@ from fastmri_plugin.data import SliceDataset, volume_loader
 from fastmri_plugin.lightning2 import on_lightning2
 from fastmri_plugin.listing import list_volumes
 from fastmri_plugin.masks import MaskSpec
-from fastmri_plugin.module import build_module, build_network
+from fastmri_plugin.module import build_module, build_network, kspace_l1
 from fastmri_plugin.task import TASK
 from fastmri_plugin.transforms import build_transform
 from img2img_recon.networks.zoo import complete_config
@@ -88,6 +88,26 @@ def test_validations_sums_are_in_single_precision(tiny_data, tmp_path, monkeypat
     assert set(metrics) == {
         "validation_loss", "val_metrics/nmse", "val_metrics/ssim", "val_metrics/psnr",
     }  # fmt: skip
+
+
+def test_the_kspace_term_is_added_with_its_weight(tiny_data, monkeypatch):
+    """Independent of units, 0 for the target itself, and what Parseval says of one frequency."""
+    target = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert kspace_l1(target, target) == 0
+    for scale in (1, 1e-9):
+        torch.testing.assert_close(
+            kspace_l1(1.5 * scale * target, scale * target), torch.tensor(0.5)
+        )
+    name = "unrolled_mixer"
+    batch = next(iter(batches(tiny_data("multicoil"), "multicoil", name)))
+    losses = []
+    for weight in (0.0, 0.5):
+        torch.manual_seed(0)
+        module = build_module(name, OPTIONS[name], 1e-3, "step", weight)
+        monkeypatch.setattr(module, "log", lambda *_, **__: None)
+        losses.append(module.training_step(batch, 0))
+    expected = 0.5 * kspace_l1(module.reconstruct(batch), batch.target)
+    torch.testing.assert_close(losses[1] - losses[0], expected)
 
 
 def test_only_fastmris_modules_are_adapted():

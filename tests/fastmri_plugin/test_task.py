@@ -150,6 +150,12 @@ def test_identity_is_about_what_is_trained(tmp_path):
         assert "wrapper" not in TASK.identity(resolved(model=model))
 
 
+def test_fastmris_modules_have_their_own_loss():
+    assert resolved(model="unrolled_mixer", kspace_loss=0.1).kspace_loss == 0.1
+    with pytest.raises(InputError, match="--kspace_loss: given with fastmri_unet"):
+        resolved(model="fastmri_unet", kspace_loss=0.1)
+
+
 def test_sensitivity_maps_go_with_the_coils(tmp_path):
     for challenge, default in (("singlecoil", "none"), ("multicoil", "learned")):
         config = resolved(challenge=challenge, model="unrolled_mixer", data_path=tmp_path)
