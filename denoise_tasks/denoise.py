@@ -1,8 +1,9 @@
-"""Denoise picture files with a trained network or a classical method; make and check SIDD submissions.
+"""Denoise picture files with the package's networks, others or a classical method; make and check SIDD submissions.
 
-python denoise_tasks/denoise.py photo.jpg folder --out DIR --run RUN
-python denoise_tasks/denoise.py photo.jpg --out DIR --method bm3d --sigma auto
-python denoise_tasks/denoise.py --sidd_benchmark BenchmarkNoisyBlocksSrgb.mat --out SubmitSrgb.csv --run RUN
+python denoise_tasks/denoise.py photo.jpg folder --out DIR
+python denoise_tasks/denoise.py photo.jpg --out DIR --model RUN --sigma 25 --strength 0.7
+python denoise_tasks/denoise.py photo.jpg --out DIR --method bm3d
+python denoise_tasks/denoise.py --sidd_benchmark BenchmarkNoisyBlocksSrgb.mat --out SubmitSrgb.csv --model RUN
 python denoise_tasks/denoise.py --validate_submission SubmitSrgb.csv
 """
 
@@ -19,7 +20,7 @@ from img2img_recon.support.cli import flag, parse_config, script
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import writable_folder
 from img2img_recon.support.progress import Track, bar, silent
-from img2img_recon.support.types import GreyLevels, PositiveInt
+from img2img_recon.support.types import ClosedUnitInterval, GreyLevelsOrNone, PositiveInt
 from img2img_recon.training.options import Accelerator
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ EXIT_SOME_BROKEN = 1  # all others are done
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiseConfig:
-    """Denoise picture files, or the SIDD benchmark's blocks, with a trained network or a classical method."""
+    """Denoise picture files, or the SIDD benchmark's blocks, with the package's networks or another method."""
 
     inputs: tuple[Path, ...] = flag(
         (),
@@ -60,15 +61,25 @@ class DenoiseConfig:
     validate_submission: Path | None = flag(
         None, help="only check such a submission", group="data", basic=True
     )
-    run: Path | None = flag(
-        None, help="run folder or checkpoint file of denoise_tasks/train.py", basic=True
+    model: str | None = flag(
+        None,
+        help="a network by name, run folder, checkpoint or .safetensors file; default: the package's for "
+        "grey or colour",
+        basic=True,
+        aliases=("run",),
     )
     method: str | None = flag(
         None, help="a classical method instead: bm3d, bm3d_channelwise, tv", basic=True
     )
-    sigma: GreyLevels | Literal["auto"] | None = flag(
-        None,
-        help="noise of 255 grey levels, or auto to estimate it; classical methods need it",
+    sigma: GreyLevelsOrNone | Literal["auto"] = flag(
+        "auto",
+        help="noise of 255 grey levels, 0 to 100; auto estimates it",
+        group="data",
+        basic=True,
+    )
+    strength: ClosedUnitInterval = flag(
+        1.0,
+        help="how much of what was found to be noise is removed; the rest looks like the noise did",
         group="data",
         basic=True,
     )
@@ -77,10 +88,12 @@ class DenoiseConfig:
     )
     overwrite: bool = flag(False, help="make results anew that exist", basic=True)
     accelerator: Accelerator = flag("auto", help="where networks run", group="cluster", basic=True)
-    tile_batch: PositiveInt | None = flag(
+    tile: PositiveInt | None = flag(
         None,
-        help="tiles of 256 x 256 at once, which takes memory; default: 4, on a GPU 32",
+        help="side in pixels of what a network is given at once, which bounds the memory; default: 1536 for "
+        "the package's networks",
         group="cluster",
+        basic=True,
     )
     progress: bool = flag(True, help="progress bars", basic=True)
 
@@ -95,30 +108,30 @@ class DenoiseConfig:
             return
         if self.out is None:
             raise InputError("--out: missing; give a folder, for the benchmark a .csv or .mat file")
-        if (self.run is None) == (self.method is None):
-            raise InputError("give either --run, a trained network, or --method, as in --method tv")
+        if self.model is not None and self.method is not None:
+            raise InputError("--model, --method: give one of them: a network, or a method as tv")
+        if self.sigma != "auto" and 0 < self.sigma < 1:
+            raise InputError(
+                f"--sigma: given {self.sigma:g}, allowed: 0, or 1 to 100 of 255 grey levels; was "
+                f"{self.sigma:g} of white meant? That is --sigma {255 * self.sigma:g}"
+            )
 
     def make(self) -> Denoiser:
         """The method.
 
         Raises:
-            InputError: there is none of that name, no such run, or a noise level is missing.
+            InputError: there is none of that name, or no such run.
         """
-        from denoise_tasks.methods import load_run, make_method
+        from denoise_tasks.methods import ShippedDenoiser, load_run, make_method
 
         options: dict[str, Any] = {
             "accelerator": self.accelerator,
             "self_ensemble": self.self_ensemble,
-            "tile_batch": self.tile_batch,
+            "tile": self.tile,
         }
-        if self.run is not None:
-            return load_run(self.run, **options)
-        method = make_method(str(self.method), **options)
-        if method.needs_sigma and self.sigma is None:
-            raise InputError(
-                f"--sigma: missing; --method {self.method} needs the noise, of 255 grey levels, or auto"
-            )
-        return method
+        if self.method is not None:
+            return make_method(self.method, **options)
+        return ShippedDenoiser(**options) if self.model is None else load_run(self.model, **options)
 
     @property
     def track(self) -> Track:
@@ -160,20 +173,25 @@ class CheckedPictures:
             try:
                 picture = read_picture(path)
                 check_target(picture, path, path)
+                if method is not None:
+                    self._estimate(path, picture, method)
             except InputError as error:
                 if len(sources) == 1:
                     raise
                 self.broken.append(str(error))
                 continue
             self.sources.append(path)
-            if method is not None:
-                try:
-                    self.sigmas[path] = estimated_sigma(picture.pixels, method)
-                except InputError as error:
-                    self.without_sigma[path] = str(error)
             room -= picture.samples[..., 0].size
             if room >= 0 or not self._kept:
                 self._kept[path] = picture
+
+    def _estimate(self, path: Path, picture: Picture, method: Denoiser) -> None:
+        try:
+            self.sigmas[path] = estimated_sigma(picture.pixels, method)
+        except InputError as error:
+            if method.needs_sigma:
+                raise InputError(f"{path}: {error}") from None
+            self.without_sigma[path] = str(error)
 
     def __iter__(self) -> Iterator[tuple[Path, Picture]]:
         """The usable pictures in order; each is forgotten when it has been given."""
@@ -205,31 +223,20 @@ def in_image_units(sigma: float | None) -> float | None:
 
 
 def levels(
-    sigma: float | Literal["auto"] | None, pictures: CheckedPictures, method: Denoiser
+    sigma: float | Literal["auto"], pictures: CheckedPictures, method: Denoiser
 ) -> list[float | None]:
-    """The noise of every picture, of 255 grey levels, as far as it is known; warn where it does not suit.
-
-    Raises:
-        InputError: a method that needs the noise, and a picture whose noise cannot be estimated.
-    """
-    from denoise_tasks.noise import unit_hint
-
-    warnings: list[str | None] = []
+    """The noise of every picture, of 255 grey levels, as far as it is known; warn where it does not suit."""
     if sigma != "auto":
-        if sigma is not None:
-            warnings += [unit_hint(sigma), method.level_warning(sigma, "given")]
+        warnings = [method.level_warning(sigma, "given")]
         found: list[float | None] = [sigma] * len(pictures.sources)
     else:
+        warnings = [f"{path}: {reason}" for path, reason in pictures.without_sigma.items()]
         found = [pictures.sigmas.get(path) for path in pictures.sources]
-        for path, reason in pictures.without_sigma.items():
-            if method.needs_sigma:
-                raise InputError(f"{path}: {reason}")
-            warnings.append(f"{path}: {reason}")
         for path, level in pictures.sigmas.items():
             warning = method.level_warning(level, "estimated")
             if warning:
                 warnings.append(f"{path}: {warning}")
-            elif method.noise_kind == "camera":
+            elif method.needs_sigma:
                 print(f"{path}: noise of about sigma {level:.3g}", file=sys.stderr)
     for line in filter(None, warnings):
         print(f"warning: {line}", file=sys.stderr)
@@ -266,7 +273,10 @@ def denoise_files(config: DenoiseConfig) -> tuple[list[Path], list[str]]:
     written, count = list[Path](), len(pictures.sources)
     try:
         for source, picture in config.track(pictures, "denoising", count):
-            denoised = method.denoise(picture.pixels, in_image_units(sigmas[source]))
+            noisy = picture.pixels
+            denoised = method.denoise(noisy, in_image_units(sigmas[source]))
+            if config.strength < 1:
+                denoised = noisy + config.strength * (denoised - noisy)
             write_picture(targets[source], denoised, picture, config.overwrite)
             written.append(targets[source])
     except (InputError, KeyboardInterrupt):
@@ -295,7 +305,7 @@ def denoise_benchmark(config: DenoiseConfig) -> Path:
     noisy = sidd.read_benchmark(config.sidd_benchmark)
     method = config.make()
     if method.in_chans not in (None, 3):
-        raise InputError(f"--run: {config.run} takes grey pictures, the benchmark is in colour")
+        raise InputError(f"--model: {config.model} takes grey pictures, the benchmark is in colour")
     if method.noise_kind == "white":
         print(
             f"warning: {method.name} was trained on Gaussian noise, the benchmark has real noise",

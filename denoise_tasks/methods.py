@@ -20,14 +20,8 @@ from img2img_recon.support.progress import Track, silent
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
-# A convolutional network would take a picture of any size whole, and memory with it: a larger one
-# is cut into tiles of this side. Smaller tiles show more of the border to it.
-TILE = 512
-# Tiles of 256 x 256 at once, by kind of device; networks with larger tiles take fewer of them. A GPU
-# idles with few, a CPU gains nothing from more.
-TILE_BATCH = {"cpu": 4, "cuda": 32}
 # By how much of itself the level that a network was trained for may be missed without a warning.
 LEVEL_TOLERANCE = 0.2
 
@@ -215,23 +209,17 @@ class BM3DChannelwise(BM3D):
 
 
 class TrainedDenoiser(Denoiser):
-    """A trained network on pictures of any size, in bounded memory.
-
-    Grey goes through a colour network as three equal channels, whose mean is taken; colour goes through a
-    grey network channel by channel.
+    """A trained network on pictures of any size, in bounded memory; see `img2img_recon.denoising`.
 
     Args:
-        network: maps (B, in_chans, H, W) in [0, 1] of any size to the same shape; its `AnySize` is told
-            how large tiles may be.
-        config: the run's stored configuration.
+        network: maps (B, C, H, W) in [0, 1] of any size to the same shape, with the noise level where it
+            takes one.
+        config: what the network was trained for: its run's stored configuration, or its description.
         name: of the method.
         device: where the network runs; it is moved there.
         self_ensemble: take the mean over the eight flips and quarter turns of the picture.
-        tile_batch: tiles of 256 x 256 that go through the network at once (larger ones count as more of
-            them), which beside picture and result bounds the memory; None: `TILE_BATCH`.
+        tile: side in pixels of what goes through the network at once; None: as suits it and the device.
     """
-
-    needs_sigma = False
 
     def __init__(
         self,
@@ -241,60 +229,45 @@ class TrainedDenoiser(Denoiser):
         *,
         device: torch.device | str = "cpu",
         self_ensemble: bool = False,
-        tile_batch: int | None = None,
+        tile: int | None = None,
     ) -> None:
         import torch
 
-        self.name, self.config, self.self_ensemble = name, config, self_ensemble
+        from img2img_recon.denoising import bound_tiles
+        from img2img_recon.wrappers import SelfEnsemble
+
+        self.name, self.config = name, config
         self.device = torch.device(device)
         self.network = network.eval().to(self.device)
-        self.task, self.trained_sigma = str(config["task"]), config["sigma"]
+        self.task, self.trained_sigma = str(config["task"]), config.get("sigma")
         self.in_chans: int = config["options"]["in_chans"]
-        self.noise_kind = "white" if self.task == "gaussian" else "camera"
-        bound_memory(network, tile_batch or TILE_BATCH.get(self.device.type, TILE_BATCH["cpu"]))
+        self.noise_kind = "camera" if self.task == "pairs" else "white"
+        self.needs_sigma = bool(getattr(network, "noise_level_plane", False))
+        bound_tiles(self.network, tile, self.device)
+        self._mapping = SelfEnsemble(self.network) if self_ensemble else self.network
 
     def denoise(self, noisy: Image, sigma: float | None) -> Image:
-        """See `Denoiser.denoise`; `sigma` says nothing to it.
+        """See `Denoiser.denoise`; `sigma` says something only to networks trained for many levels.
 
         Raises:
-            InputError: numbers of channels that do not go together.
+            InputError: numbers of channels that do not go together, or too little memory.
         """
         import torch
 
-        channels, own = noisy.shape[2], self.in_chans
-        if channels != own and {channels, own} != {1, 3}:
-            raise InputError(
-                f"a picture of {channels} and a network of {own} channels; "
-                "allowed: equally many, or grey and colour"
-            )
+        from img2img_recon.denoising import clean_images
+
         with torch.inference_mode():
-            image = torch.from_numpy(np.moveaxis(noisy, 2, 0)[None].copy()).to(self.device)
-            if channels < own:
-                output = self._oriented(image.expand(-1, own, -1, -1)).mean(1, keepdim=True)
-            elif channels > own:
-                output = self._oriented(image.transpose(0, 1)).transpose(0, 1)
-            else:
-                output = self._oriented(image)
+            image = torch.from_numpy(np.ascontiguousarray(np.moveaxis(noisy, 2, 0)))[None]
+            level = None if sigma is None else torch.tensor([sigma], device=self.device)
+            output = clean_images(self._mapping, image.to(self.device), level)
             return output[0].permute(1, 2, 0).float().cpu().numpy()
-
-    def _oriented(self, image: Tensor) -> Tensor:
-        """The network's output, or its mean over the orientations."""
-        from img2img_recon.symmetries import ORIENTATIONS, invert_orientation, orient
-
-        if not self.self_ensemble:
-            return self.network(image)
-        # Added up here, so that one result and the sum are in memory rather than eight.
-        output = self.network(image)
-        for number in range(1, ORIENTATIONS):
-            output = output + invert_orientation(self.network(orient(image, number)), number)
-        return output / ORIENTATIONS
 
     def details(self) -> dict[str, Any]:
         """Network, size and what it was trained for."""
         return {
             "model": self.config["model"],
             "trained_for_sigma": self.trained_sigma,
-            "trained_under_protocol": self.config["protocol"],
+            "trained_under_protocol": self.config.get("protocol"),
             "parameters": sum(p.numel() for p in self.network.parameters()),
         }
 
@@ -302,26 +275,42 @@ class TrainedDenoiser(Denoiser):
         """See `Denoiser.level_warning`."""
         own = self.trained_sigma
         if own is None:
-            if how == "given":
+            if how == "given" and not self.needs_sigma:
                 return (
                     f"sigma {sigma:g} given, but the network was trained on real noise of any level"
                 )
             return None
-        if abs(sigma - own) <= LEVEL_TOLERANCE * own:
+        least, most = own if isinstance(own, Sequence) else (own, own)
+        if (1 - LEVEL_TOLERANCE) * least <= sigma <= (1 + LEVEL_TOLERANCE) * most:
             return None
-        direction = "too much is removed" if sigma < own else "noise will be left"
-        return f"noise of sigma {sigma:.3g} {how}, the network was trained for {own:g}: {direction}"
+        direction = "too much is removed" if sigma < least else "noise will be left"
+        trained = " to ".join(f"{level:g}" for level in sorted({least, most}))
+        return (
+            f"noise of sigma {sigma:.3g} {how}, the network was trained for {trained}: {direction}"
+        )
 
 
-def bound_memory(network: nn.Module, tile_batch: int) -> None:
-    """Let the `AnySize` in `network` send no more than `tile_batch` tiles of 256 x 256 through it at once."""
-    from img2img_recon.wrappers import AnySize
+class ShippedDenoiser(Denoiser):
+    """The networks that come with the package: the one for grey or the one for colour, as the picture is.
 
-    for part in network.modules():
-        if isinstance(part, AnySize):
-            part.tile = TILE
-            height, width = getattr(part.net, "img_size", None) or (TILE, TILE)
-            part.max_tiles_per_batch = max(tile_batch * 256**2 // (height * width), 1)
+    Args:
+        **options: of `load_run`.
+    """
+
+    name = "shipped"
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        self.opened: dict[str, TrainedDenoiser] = {}
+
+    def denoise(self, noisy: Image, sigma: float | None) -> Image:
+        """See `Denoiser.denoise`."""
+        from img2img_recon.denoising import default_name
+
+        name = default_name(bool((noisy == noisy[..., :1]).all()))
+        if name not in self.opened:
+            self.opened[name] = load_run(name, **self.options)
+        return self.opened[name].denoise(noisy, sigma)
 
 
 METHODS: dict[str, Callable[[], Denoiser]] = {
@@ -339,35 +328,38 @@ def make_method(word: str, **options: Any) -> Denoiser:
     Raises:
         InputError: neither, or what `load_run` says.
     """
+    from img2img_recon.trained import shipped
+
     if word in METHODS:
         return METHODS[word]()
-    if not Path(word).exists():
+    if word not in shipped() and not Path(word).exists():
         raise InputError(
-            f"--method: given {word}, allowed: {', '.join(METHODS)}, or a run folder or checkpoint file"
+            f"--method: given {word}, allowed: {', '.join([*METHODS, *shipped()])}, or a run folder, "
+            "a checkpoint or a .safetensors file"
         )
-    return load_run(Path(word), **options)
+    return load_run(word, **options)
 
 
 def load_run(
-    source: Path, *, name: str | None = None, accelerator: str = "auto", **options: Any
+    source: Path | str, *, name: str | None = None, accelerator: str = "auto", **options: Any
 ) -> TrainedDenoiser:
-    """The trained network of a run folder or a checkpoint file of denoise_tasks.
+    """The trained network of a name, run folder, checkpoint or weights file.
 
     Args:
-        source: the folder or file.
-        name: of the method; the folder's or file's by default.
+        source: see `img2img_recon.load`.
+        name: of the method; the source's by default.
         accelerator: where it runs, as Lightning calls it.
         **options: of `TrainedDenoiser`.
 
     Raises:
-        InputError: no checkpoint, one of another task, weights of another network, or an accelerator that
+        InputError: no such network, one of another task, weights of another network, or an accelerator that
             is not here.
     """
     from denoise_tasks.task import TASKS
-    from img2img_recon.trained import network_of, pick_device, read_run
+    from img2img_recon.trained import load, pick_device
 
     device = pick_device(accelerator)
-    config, checkpoint, path = read_run(source, TASKS, "denoise_tasks/train.py")
-    network = network_of(config, checkpoint, path)
-    name = name or Path(source).resolve().name
-    return TrainedDenoiser(network, config, name, device=device, **options)
+    network = load(source, tasks=("denoising", *TASKS))
+    description: Mapping[str, Any] = network.description  # type: ignore[assignment]
+    name = name or Path(source).resolve().name.removesuffix(".safetensors")
+    return TrainedDenoiser(network, description, name, device=device, **options)

@@ -241,10 +241,8 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
         from img2img_recon.figures import panel_path
 
         config, run = prepared.config, prepared.run
-        # Validation images are centres of 256 x 256: no more tiles at once than one of them has.
-        network = load_run(
-            run.path, name=config.model, accelerator=config.accelerator, tile_batch=1
-        )
+        # Validation images are centres of 256 x 256.
+        network = load_run(run.path, name=config.model, accelerator=config.accelerator, tile=256)
         methods = [*map(make_method, self.baselines), network]
 
         def draw(

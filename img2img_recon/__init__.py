@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from img2img_recon.denoising import denoise
     from img2img_recon.metrics import SSIMLoss
     from img2img_recon.networks.mixers import Img2ImgMixer
     from img2img_recon.networks.published import load_reference_checkpoint
@@ -29,6 +30,7 @@ __all__ = [
     "Residual",
     "SSIMLoss",
     "build_model",
+    "denoise",
     "list_models",
     "load",
     "load_reference_checkpoint",
@@ -43,6 +45,7 @@ _HOME = {
     "Residual": "wrappers",
     "SSIMLoss": "metrics",
     "build_model": "networks.zoo",
+    "denoise": "denoising",
     "list_models": "networks.zoo",
     "load": "trained",
     "load_reference_checkpoint": "networks.published",

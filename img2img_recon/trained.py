@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from img2img_recon.networks.zoo import build_model
+from img2img_recon.networks.base import Network
+from img2img_recon.networks.zoo import MODELS, build_model, did_you_mean
 from img2img_recon.support.errors import InputError
 from img2img_recon.training.run_folder import RunFolder
+from img2img_recon.weights_file import read_weights
 from img2img_recon.wrappers import AnySize, Normalized, Residual
 
 
@@ -130,39 +134,98 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "residual": lambda network: Residual(AnySize(network)),
     "normalized": lambda network: Normalized(AnySize(network)),
 }
-"""What a task trains around a network, by the word that its runs store under `wrapper`."""
+"""What a task trains around a network, by the word that its runs and weights store under `wrapper`."""
+
+PREFIXES = ("denoise-", "mri-")  # of the names of networks that come with the packages
+# Where networks of a task are opened that the zoo does not know; imported when one is.
+OPENED_BY = {"mri": "fastmri_plugin.shipped"}
 
 
-def load(source: Path | str) -> nn.Module:
-    """The trained network of a run folder or checkpoint file, of any task, in evaluation mode on the CPU.
+def shipped() -> dict[str, Path]:
+    """The files of weights that come with the installed packages, by the networks' names."""
+    found = (importlib.util.find_spec(package) for package in ("img2img_recon", "fastmri_plugin"))
+    folders = [Path(spec.origin).parent / "weights" for spec in found if spec and spec.origin]
+    return {
+        path.stem: path
+        for folder in folders
+        for path in sorted(folder.glob("*.safetensors"))
+        if path.stem.startswith(PREFIXES)
+    }
 
-    It maps images (B, C, H, W) of any size and, as it was trained, in [0, 1] (denoising) or in any
-    units (MRI magnitudes), to images of the same size and units.
+
+def find_network(source: Path | str) -> Path:
+    """The file of a network: of a name of `shipped`, a run folder, a checkpoint or a `.safetensors` file.
 
     Raises:
-        InputError: no checkpoint, or one whose network does not take images alone.
+        InputError: none of these.
     """
-    path = find_checkpoint(Path(source))
-    checkpoint = load_checkpoint(path)
-    return network_of(checkpoint.get("run_config") or {}, checkpoint, path)
+    path = shipped().get(str(source), Path(source))
+    if not path.exists():
+        raise InputError(
+            f"there is no network {str(source)!r}{did_you_mean(str(source), shipped())}; allowed: "
+            f"{', '.join(shipped())}, a run folder, a checkpoint or a .safetensors file"
+        )
+    return find_checkpoint(path)
 
 
-def network_of(config: Mapping[str, Any], checkpoint: Mapping[str, Any], path: Path) -> nn.Module:
-    """`load`, from what `read_run` has read.
+def load(source: Path | str, *, tasks: Collection[str] | None = None) -> nn.Module:
+    """The trained network of any task, in evaluation mode on the CPU.
+
+    A denoiser maps images (B, C, H, W) in [0, 1] of any size, and the level of their noise in the same units
+    where it was trained for many, to images: `network(noisy, sigma)` with one sigma or one per image. A network
+    trained for MRI magnitudes maps images (B, 1, H, W) in any units. `network.description` says what it is, and
+    `network.save(path)` writes it.
+
+    Args:
+        source: a name of the networks that come with the package, as "denoise-color"; a run folder or a
+            checkpoint; or a `.safetensors` file of `save`.
+        tasks: what it may have been trained for; None for anything.
 
     Raises:
-        InputError: as `load`.
+        InputError: none of these, a broken file, or one of another task.
     """
-    if config.get("wrapper") not in WRAPPERS:
+    path = find_network(source)
+    if path.suffix == ".safetensors":
+        description, state = read_weights(path)
+    else:
+        checkpoint = load_checkpoint(path)
+        description = checkpoint.get("run_config") or {}
+        state = {
+            key.removeprefix("network."): value
+            for key, value in checkpoint["state_dict"].items()
+            if key.startswith("network.")
+        }
+    task = description.get("task")
+    if tasks is not None and task not in tasks:
+        raise InputError(f"{path}: a network of the task {task}; allowed: {', '.join(tasks)}")
+    if description.get("model") not in MODELS and task in OPENED_BY:
+        return importlib.import_module(OPENED_BY[task]).load(path)
+    return network_of(description, state, path)
+
+
+def network_of(
+    description: Mapping[str, Any], state: Mapping[str, Tensor], path: Path
+) -> nn.Module:
+    """A network of the zoo, in its wrapper, with weights.
+
+    Args:
+        description: with `model`, `options` and, for a network in a wrapper, `wrapper`.
+        state: the weights.
+        path: where they are from.
+
+    Raises:
+        InputError: no network of the zoo, or weights of another one.
+    """
+    wrapper = description.get("wrapper")
+    if description.get("model") not in MODELS or wrapper not in (None, *WRAPPERS):
         raise InputError(
             f"{path}: its network does not map images to images "
-            f"(model: {config.get('model', 'unknown')})"
+            f"(model: {description.get('model', 'unknown')})"
         )
-    network = WRAPPERS[config["wrapper"]](build_model(config["model"], **config["options"]))
-    own = {
-        key.removeprefix("network."): value
-        for key, value in checkpoint["state_dict"].items()
-        if key.startswith("network.")
-    }
-    load_weights(network, {"state_dict": own}, path)
+    network = build_model(description["model"], **description["options"])
+    if wrapper is not None:
+        network = WRAPPERS[wrapper](network)
+    load_weights(network, {"state_dict": state}, path)
+    if isinstance(network, Network):
+        network.description = description
     return network.eval()

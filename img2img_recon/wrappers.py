@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from img2img_recon.networks.base import Network
 from img2img_recon.support.errors import InputError
+from img2img_recon.symmetries import ORIENTATIONS, invert_orientation, orient
 
 
 class Padding(NamedTuple):
@@ -140,12 +141,21 @@ class _Wrapper(Network):
             getattr(net, "min_size", 1),
         )
         self.net = net
+        self.noise_level_plane: bool = getattr(net, "noise_level_plane", False)
 
     def takes_size(self, height: int, width: int) -> bool:
         """Whether the network inside takes images of this size."""
         if isinstance(self.net, Network):
             return self.net.takes_size(height, width)
         return super().takes_size(height, width)
+
+    def _inside(self, image: Tensor, sigma: Tensor | float | None) -> Tensor:
+        """The network's output; the noise level goes to those that take it."""
+        if sigma is None:
+            return self.net(image)
+        if not self.noise_level_plane:
+            raise InputError("this network takes no sigma, the noise level")
+        return self.net(image, sigma)
 
 
 class Normalized(_Wrapper):
@@ -168,8 +178,8 @@ class Normalized(_Wrapper):
         super().__init__(net)
         self.zero_padding = zero_padding
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Map images (B, C, H, W) to (B, C', H, W)."""
+    def forward(self, image: Tensor, sigma: Tensor | float | None = None) -> Tensor:
+        """Map images (B, C, H, W), with noise of level `sigma` in their units, to (B, C', H, W)."""
         self.check_image(image)
         rows, columns = (-side % self.zero_padding for side in image.shape[-2:])
         padding = _even_padding(rows, columns)
@@ -181,7 +191,9 @@ class Normalized(_Wrapper):
         variance = centred.square().sum((1, 2, 3), keepdim=True) / degrees
         # Zero is replaced before the root, whose gradient there is infinite.
         std = torch.where(variance > 0, variance, 1).sqrt()  # (B, 1, 1, 1)
-        output = self.net((centred / std).to(image.dtype))
+        if sigma is not None:
+            sigma = torch.as_tensor(sigma, device=image.device).reshape(-1, 1, 1, 1) / std
+        output = self._inside((centred / std).to(image.dtype), sigma)
         return unpad(output * std + mean, padding).to(image.dtype)
 
 
@@ -195,10 +207,30 @@ class Residual(_Wrapper):
 
     """
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Map images (B, C, H, W) to (B, C, H, W)."""
+    def forward(self, image: Tensor, sigma: Tensor | float | None = None) -> Tensor:
+        """Map images (B, C, H, W), with noise of level `sigma` in their units, to (B, C, H, W)."""
         self.check_image(image)
-        return image - self.net(image)
+        return image - self._inside(image, sigma)
+
+
+class SelfEnsemble(_Wrapper):
+    """The mean of the outputs for the eight flips and quarter turns of an image.
+
+    Args:
+        net: the network inside, for images of any size.
+
+    Shapes: (B, C, H, W) -> (B, C', H, W).
+
+    """
+
+    def forward(self, image: Tensor, sigma: Tensor | float | None = None) -> Tensor:
+        """Map images (B, C, H, W), with noise of level `sigma`, to (B, C', H, W)."""
+        # Added up here, so that one result and the sum are in memory rather than eight.
+        output = self._inside(image, sigma)
+        for number in range(1, ORIENTATIONS):
+            turned = self._inside(orient(image, number), sigma)
+            output = output + invert_orientation(turned, number)
+        return output / ORIENTATIONS
 
 
 class AnySize(_Wrapper):
@@ -245,29 +277,36 @@ class AnySize(_Wrapper):
         """Whether there is a pixel."""
         return min(height, width) > 0
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Map images (B, C, H, W) to (B, C', H, W)."""
+    def forward(self, image: Tensor, sigma: Tensor | float | None = None) -> Tensor:
+        """Map images (B, C, H, W), with noise of level `sigma`, to (B, C', H, W)."""
         self.check_image(image)
         native: tuple[int, int] | None = getattr(self.net, "img_size", None)
         H, W = image.shape[-2:]
         if native is None and (self.tile is None or max(H, W) <= self.tile):
-            return self._padded(image)
+            return self._padded(image, sigma)
         if native is None:
             assert self.tile is not None
-            return self._tiled(image, (min(H, self.tile), min(W, self.tile)), self._padded)
+            return self._tiled(image, sigma, (min(H, self.tile), min(W, self.tile)), self._padded)
         large, padding = pad_to(image, *native)
         fits = tuple(large.shape[-2:]) == tuple(native)
-        return unpad(self.net(large) if fits else self._tiled(large, native, self.net), padding)
+        mapped = (
+            self._inside(large, sigma) if fits else self._tiled(large, sigma, native, self._inside)
+        )
+        return unpad(mapped, padding)
 
-    def _padded(self, image: Tensor) -> Tensor:
+    def _padded(self, image: Tensor, sigma: Tensor | float | None) -> Tensor:
         divisor = getattr(self.net, "size_divisor", 1)
         least = getattr(self.net, "min_size", 1)
         H, W = (math.ceil(max(side, least) / divisor) * divisor for side in image.shape[-2:])
         padded, padding = pad_to(image, H, W)
-        return unpad(self.net(padded), padding)
+        return unpad(self._inside(padded, sigma), padding)
 
     def _tiled(
-        self, image: Tensor, tile: tuple[int, int], network: Callable[[Tensor], Tensor]
+        self,
+        image: Tensor,
+        sigma: Tensor | float | None,
+        tile: tuple[int, int],
+        network: Callable[[Tensor, Tensor | None], Tensor],
     ) -> Tensor:
         """Send `image` (B, C, H, W), no smaller than a tile, through `network` tile by tile."""
         H, W = image.shape[-2:]
@@ -278,12 +317,14 @@ class AnySize(_Wrapper):
         column_weights = blend_window(W, w, overlaps[1])
         places = list(product(range(image.shape[0]), range(len(rows)), range(len(columns))))
         blended, dtype = image.new_zeros(0), image.dtype
+        levels = None if sigma is None else torch.as_tensor(sigma).reshape(-1).expand(len(image))
         for first in range(0, len(places), self.max_tiles_per_batch):
             batch = [
                 (number, slice(rows[i], rows[i] + h), slice(columns[j], columns[j] + w), i, j)
                 for number, i, j in places[first : first + self.max_tiles_per_batch]
             ]
-            outputs = network(torch.stack([image[n, :, y, x] for n, y, x, _, _ in batch]))
+            tiles = torch.stack([image[n, :, y, x] for n, y, x, _, _ in batch])
+            outputs = network(tiles, None if levels is None else levels[[b[0] for b in batch]])
             if first == 0:
                 # Only the output says how many channels there are, and under autocast which dtype.
                 dtype, chans = outputs.dtype, outputs.shape[1]

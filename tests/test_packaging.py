@@ -68,7 +68,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return binaries
 
 
-def test_the_wheel_says_that_it_is_typed_and_holds_the_sweeps(wheel):
+def test_the_wheel_says_that_it_is_typed_and_holds_sweeps_and_weights(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for package in ("img2img_recon", "fastmri_plugin", "denoise_tasks", "cluster"):
         assert f"{package}/py.typed" in names
@@ -77,6 +77,7 @@ def test_the_wheel_says_that_it_is_typed_and_holds_the_sweeps(wheel):
     }
     assert shipped
     assert shipped <= names
+    assert {f"img2img_recon/weights/denoise-color{end}" for end in (".safetensors", ".md")} <= names
     assert not [name for name in names if name.startswith("tests/")]
 
 
@@ -95,6 +96,8 @@ def test_trains_and_denoises_outside_the_checkout(installed, tmp_path):
     Image.fromarray(picture).save(tmp_path / "photo.png")
     call(installed / "img2img-denoise", "photo.png", "--out", "OUT", "--run", "RUN", cwd=tmp_path)
     assert Image.open(tmp_path / "OUT/photo.png").size == (50, 40)
+    call(installed / "img2img-denoise", "photo.png", "--out", "OWN", cwd=tmp_path)
+    assert Image.open(tmp_path / "OWN/photo.png").size == (50, 40)
 
 
 @pytest.mark.slow

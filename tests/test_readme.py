@@ -171,6 +171,7 @@ def test_links_lead_somewhere():
         ("denoise_tasks/train", "--task"),
         ("denoise_tasks/evaluate", "--method"),
         ("denoise_tasks/denoise", "--self_ensemble"),
+        ("denoise_tasks/release", "--options"),
         ("denoise_tasks/untrained", "--image"),
         ("cluster/sweep", "submit"),
         ("cluster/launch", "--nodes"),

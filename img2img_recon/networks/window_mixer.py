@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from itertools import cycle, islice, pairwise
+from itertools import cycle, islice, pairwise, product
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from img2img_recon.networks.base import Network
+from img2img_recon.networks.cpu_kernels import is_ordinary
 from img2img_recon.networks.layers import MixerLayer, PatchEmbed, TokenMixing
 from img2img_recon.support.errors import InputError
 from img2img_recon.wrappers import pad_to, unpad
 
 Border = Literal["reflect", "circular"]
+# Elements of the part of a volume that a layer mixes at once on a CPU, in inference.
+PART_ELEMENTS = 1 << 18
 
 
 class WindowMixer(Network):
@@ -47,6 +50,11 @@ class WindowMixer(Network):
         noise_level_plane: whether `forward` takes the noise level, which enters as one more channel.
         partitions: how the layers of a stage are partitioned, in turn: "windows", "shifted" or "grid".
         border: "reflect", or "circular" for images that go on at their other end.
+
+    Attributes:
+        tile: side in pixels of the tiles that a larger image is cut into, which bounds the memory; None maps
+            it whole. Tiles lie on the grid of windows and are given `reach` pixels around them, so the
+            result is the same. Networks with grids or a circular border see every image whole.
 
     Shapes: (B, in_chans, H, W) -> (B, out_chans, H, W), any H and W.
 
@@ -83,6 +91,7 @@ class WindowMixer(Network):
             raise InputError(f"border is {border!r}; it must be 'reflect' or 'circular'")
         self.noise_level_plane = noise_level_plane
         self.border = border
+        self.tile: int | None = None
         self.size_unit = window_size * patch_size * 2 ** (levels - 1)
         self.patch_embed = PatchEmbed(patch_size, in_chans + noise_level_plane, embed_dims[0])
         widths = [*embed_dims, *reversed(embed_dims[:-1])]
@@ -116,7 +125,9 @@ class WindowMixer(Network):
         unit, circular = self.size_unit, self.border == "circular"
         height, width = (unit * (-(-side // unit) + (not circular)) for side in image.shape[-2:])
         padded, padding = pad_to(image, height, width, circular)
-        return unpad(self._residual(padded, level), padding)
+        whole = self.tile is None or max(height, width) <= self.tile or self.reach is None
+        mapped = self._residual(padded, level) if whole else self._tiled(padded, level)
+        return unpad(mapped, padding)
 
     def unpadded(self, image: Tensor, sigma: Tensor | float | None = None) -> Tensor:
         """As `forward`, for images whose sides are at least two `size_unit`s and multiples of it.
@@ -125,6 +136,41 @@ class WindowMixer(Network):
         shifted windows miss, is worse than `forward` makes it and should count for little.
         """
         return self._residual(image, self._noise_level(image, sigma))
+
+    @property
+    def reach(self) -> int | None:
+        """How many pixels around a part on the grid of `size_unit`s its output depends on; None: on all."""
+        begin, scale = 0, self.patch_embed.patch_size
+        stages = [stage for stage in self.stages if isinstance(stage, WindowStage)][::-1]
+        if self.border == "circular" or any("grid" in stage.partitions for stage in stages):
+            return None
+        for number, stage in enumerate(stages):
+            level = min(number, len(stages) - 1 - number)
+            side = stage.window_size * scale * 2**level
+            for partition in reversed(stage.partitions):
+                shift = side // 2 if partition == "shifted" else 0
+                begin = (begin - shift) // side * side + shift
+        return -(begin // self.size_unit * self.size_unit)
+
+    def _tiled(self, image: Tensor, level: Tensor | None) -> Tensor:
+        """`_residual` of a padded image, tile by tile."""
+        reach, chans = self.reach or 0, self.output.out_features // self.patch_embed.patch_size**2
+        residual = image.new_empty((len(image), chans, *image.shape[-2:]))
+        for y, x in product(*map(self._spans, image.shape[-2:])):
+            above, before = max(y.start - reach, 0), max(x.start - reach, 0)
+            part = self._residual(
+                image[..., above : y.stop + reach, before : x.stop + reach], level
+            )
+            residual[..., y, x] = part[
+                ..., y.start - above : y.stop - above, x.start - before : x.stop - before
+            ]
+        return residual
+
+    def _spans(self, side: int) -> list[slice]:
+        """Tiles along a side, about equal and on the grid of `size_unit`s."""
+        count = -(-side // (self.tile or side))
+        step = -(-side // (count * self.size_unit)) * self.size_unit
+        return [slice(start, min(start + step, side)) for start in range(0, side, step)]
 
     def _noise_level(self, image: Tensor, sigma: Tensor | float | None) -> Tensor | None:
         if (sigma is not None) != self.noise_level_plane:
@@ -202,6 +248,8 @@ class WindowStage(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
+        if works_in_parts(x) and "grid" not in self.partitions and not self.circular:
+            return self._in_parts(x)
         for partition, layer in zip(self.partitions, self, strict=True):
             if partition == "windows":
                 x = in_windows(layer, x, self.window_size)
@@ -209,6 +257,16 @@ class WindowStage(nn.Sequential):
                 x = in_grid(layer, x, self.window_size)
             else:
                 x = self._shifted(layer, x)
+        return x
+
+    def _in_parts(self, x: Tensor) -> Tensor:
+        """The same, from the first layer on in the place of its own result."""
+        out = torch.empty_like(x) if self.partitions[:1] == ("windows",) else x.clone()
+        half = self.window_size // 2
+        for partition, layer in zip(self.partitions, self, strict=True):
+            inside = slice(None) if partition == "windows" else slice(half, -half)
+            mix_parts(layer, x[:, inside, inside], out[:, inside, inside], self.window_size)
+            x = out
         return x
 
     def _shifted(self, layer: nn.Module, x: Tensor) -> Tensor:
@@ -224,11 +282,31 @@ class WindowStage(nn.Sequential):
 
 def in_windows(layer: nn.Module, x: Tensor, side: int) -> Tensor:
     """Apply a layer to every window of `side` x `side` cells of a volume (B, H, W, C)."""
-    B, H, W, C = x.shape
-    rows, columns = H // side, W // side
-    windows = x.reshape(B, rows, side, columns, side, C).transpose(2, 3)
-    mixed = layer(windows.reshape(-1, side, side, C))
-    return mixed.view(B, rows, columns, side, side, C).transpose(2, 3).reshape(B, H, W, C)
+    windows = windows_of(x, side)
+    return layer(windows.flatten(0, 2)).view(windows.shape).transpose(2, 3).reshape(x.shape)
+
+
+def windows_of(x: Tensor, side: int) -> Tensor:
+    """A volume (B, H, W, C) seen as windows, (B, H / side, W / side, side, side, C)."""
+    return x.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)
+
+
+def works_in_parts(x: Tensor) -> bool:
+    """Whether layers run over parts of a volume that stay in a CPU's cache: where nothing is trained or traced."""
+    return not torch.is_grad_enabled() and is_ordinary(x) and x.numel() > PART_ELEMENTS
+
+
+def mix_parts(layer: nn.Module, x: Tensor, out: Tensor, side: int) -> None:
+    """`in_windows` of x, written to `out`, which may be x, a few windows at a time."""
+    source, target = windows_of(x, side), windows_of(out, side)
+    columns = min(max(PART_ELEMENTS // source[0, 0, 0].numel(), 1), source.shape[2])
+    rows = max(PART_ELEMENTS // source[0, 0, :columns].numel(), 1)
+    for image in range(len(x)):
+        for row in range(0, source.shape[1], rows):
+            for column in range(0, source.shape[2], columns):
+                part = (image, slice(row, row + rows), slice(column, column + columns))
+                mixed = layer(source[part].flatten(0, 1))
+                target[part].copy_(mixed.view(target[part].shape))
 
 
 def in_grid(layer: nn.Module, x: Tensor, side: int) -> Tensor:

@@ -208,7 +208,13 @@ def build_model(name: str, **overrides: Any) -> nn.Module:
         InputError: as `model_config`, or the network cannot be built with these options.
         ImportError: the U-Net is asked for and `fastmri` is not installed.
     """
-    return find_row(name).build(model_config(name, **overrides))
+    from img2img_recon.networks.base import Network
+
+    options = model_config(name, **overrides)
+    network = find_row(name).build(options)
+    if isinstance(network, Network):
+        network.description = {"task": None, "model": name, "options": options}
+    return network
 
 
 def complete_config(

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     Strategy: TypeAlias = str
     ShareBelowOne: TypeAlias = float
     GreyLevels: TypeAlias = float
+    GreyLevelsOrNone: TypeAlias = float
+    ClosedUnitInterval: TypeAlias = float
 else:
     from jsonargparse.typing import (
+        ClosedUnitInterval,
         NonNegativeFloat,
         NonNegativeInt,
         OpenUnitInterval,
@@ -32,6 +35,8 @@ else:
     ShareBelowOne = restricted_number_type("ShareBelowOne", float, [(">=", 0), ("<", 1)])
     # A noise's standard deviation where white is 255.
     GreyLevels = restricted_number_type("GreyLevels", float, [(">", 0), ("<=", 255)])
+    # The same of a picture, which may have none; more than 100 is no picture.
+    GreyLevelsOrNone = restricted_number_type("GreyLevelsOrNone", float, [(">=", 0), ("<=", 100)])
     Devices = restricted_string_type(
         "Devices", r"(auto|-1|\d+(,\d+)*)\Z", "auto, a number, or indices as 0,1"
     )
@@ -42,8 +47,10 @@ else:
     )
 
 __all__ = [
+    "ClosedUnitInterval",
     "Devices",
     "GreyLevels",
+    "GreyLevelsOrNone",
     "NonNegativeFloat",
     "NonNegativeInt",
     "OpenUnitInterval",

@@ -39,12 +39,12 @@ class DenoiseBenchmark:
         None, help="channels of the U-Net; default: as many parameters as the run's network"
     )
     repeats: int = flag(3, help="passes of each")
-    tile_batch: int | None = flag(None, help="as for denoise.py")
+    tile: int | None = flag(None, help="as for denoise.py")
     accelerator: Literal["auto", "cpu", "gpu"] = flag("auto", help="where the networks run")
     json: Path | None = flag(None, help="write the figures to this file")
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "tile_batch"):
+        for name in ("repeats", "tile"):
             if (given := getattr(self, name)) is not None and given < 1:
                 raise InputError(f"--{name}: given {given}, allowed: 1 or more")
         if not 0.01 <= self.megapixels <= 200:
@@ -78,7 +78,7 @@ def measure_pass(task: Mapping[str, Any]) -> dict[str, float | None]:
     """One pass in this process, which should be fresh: seconds and highest memory.
 
     Args:
-        task: `run`, `picture`, `megapixels`, `tile_batch`, `accelerator`, and `unet_chans`, None for
+        task: `run`, `picture`, `megapixels`, `tile`, `accelerator`, and `unet_chans`, None for
             the run's own network.
 
     Returns:
@@ -93,9 +93,7 @@ def measure_pass(task: Mapping[str, Any]) -> dict[str, float | None]:
     from img2img_recon.networks.zoo import build_model
     from img2img_recon.wrappers import AnySize
 
-    denoiser = load_run(
-        Path(task["run"]), accelerator=task["accelerator"], tile_batch=task["tile_batch"]
-    )
+    denoiser = load_run(Path(task["run"]), accelerator=task["accelerator"], tile=task["tile"])
     device, channels, path = denoiser.device, denoiser.in_chans, Path(task["picture"])
     work: Callable[[torch.Tensor], object]
     if task["unet_chans"] is None:
@@ -169,7 +167,7 @@ def measure(config: DenoiseBenchmark) -> dict[str, Any]:
             task = {
                 "run": str(config.run),
                 "picture": str(picture),
-                "tile_batch": config.tile_batch,
+                "tile": config.tile,
                 "accelerator": config.accelerator,
                 "unet_chans": chans[name],
             }
@@ -185,7 +183,7 @@ def measure(config: DenoiseBenchmark) -> dict[str, Any]:
         "model": denoiser.config["model"],
         "parameters": parameters,
         "unet_chans": chans.get(UNET),
-        "tile_batch": config.tile_batch,
+        "tile": config.tile,
     } | {name: _summary(results, height * width / 1e6) for name, results in passes.items()}
 
 

@@ -60,9 +60,9 @@ def grey() -> np.ndarray:
 class OnTiles(nn.Module):
     """A function of images of TILE_SIDE x TILE_SIDE alone, counting how many it gets at once."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor], in_chans: int) -> None:
         super().__init__()
-        self.function = function
+        self.function, self.in_chans = function, in_chans
         self.img_size = (TILE_SIDE, TILE_SIDE)
         self.batches: list[int] = []
 
@@ -92,7 +92,7 @@ def trained(
 
 def denoiser(function: Callable[[Tensor], Tensor], in_chans: int = 3, **options) -> TrainedDenoiser:
     """A function of tiles as if it had been trained."""
-    return trained(AnySize(OnTiles(function)), in_chans, **options)
+    return trained(AnySize(OnTiles(function, in_chans)), in_chans, **options)
 
 
 @pytest.fixture(scope="session")

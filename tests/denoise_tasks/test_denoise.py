@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from skimage import data as photographs
 from torch import Tensor
 
 import img2img_recon
@@ -23,19 +24,19 @@ from denoise_tasks import sidd_benchmark as sidd
 from denoise_tasks.methods import METHODS, TotalVariation, TrainedDenoiser
 from denoise_tasks.pictures import Metadata, Picture, read_picture, write_picture
 from img2img_recon.support.errors import InputError
-from tests.denoise_tasks.conftest import denoiser, picture
+from tests.denoise_tasks.conftest import denoiser, picture, psnr
 
 RNG = np.random.default_rng(0)
 PROJECT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Path]]:
+def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """Make the script find a network in any run."""
-    asked: list[Path] = []
+    asked: list[str] = []
 
-    def install(function: Callable[[Tensor], Tensor] = lambda x: x, **network: Any) -> list[Path]:
-        def load(source: Path, accelerator: str, **options: Any) -> TrainedDenoiser:
+    def install(function: Callable[[Tensor], Tensor] = lambda x: x, **network: Any) -> list[str]:
+        def load(source: str, accelerator: str, **options: Any) -> TrainedDenoiser:
             asked.append(source)
             return denoiser(function, **network, **options)
 
@@ -56,7 +57,7 @@ def stored(
 
 
 def run(*words: object) -> None:
-    denoise.main([*map(str, words), "--run", "RUN", "--accelerator", "cpu"])
+    denoise.main([*map(str, words), "--model", "RUN", "--accelerator", "cpu"])
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_a_network_that_changes_nothing_changes_nothing(
 
 
 def test_folders_keep_their_structure(
-    tmp_path: Path, fake: Callable[..., list[Path]], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, fake: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = fake(lambda x: x / 2)
     source = tmp_path / "in"
@@ -107,17 +108,17 @@ def test_folders_keep_their_structure(
         assert made == ["a.png", "single.png", "sub/a.png", "sub/deep/b.TIF"]
     halved = read_picture(out / "sub/deep/b.TIF").pixels
     assert np.abs(halved - pixels / 2).max() < 0.51 / 255 + 0.26 / 255
-    assert asked == [Path("RUN")] * 2
+    assert asked == ["RUN"] * 2
     printed = capsys.readouterr()
     assert "4 pictures" in printed.out
     assert "denoising: 4/4" in printed.err
 
 
 @pytest.mark.usefixtures("fake")
-def test_self_ensemble_and_tile_batch(tmp_path: Path) -> None:
+def test_self_ensemble_and_tile(tmp_path: Path) -> None:
     pixels = picture(90, 130)
     write_picture(tmp_path / "a.png", pixels)
-    run(tmp_path / "a.png", "--out", tmp_path / "o", "--self-ensemble", "--tile_batch", 1)
+    run(tmp_path / "a.png", "--out", tmp_path / "o", "--self-ensemble", "--tile", 64)
     assert np.array_equal(
         read_picture(tmp_path / "o/a.png").pixels, read_picture(tmp_path / "a.png").pixels
     )
@@ -130,13 +131,12 @@ def test_self_ensemble_and_tile_batch(tmp_path: Path) -> None:
         ("29", {}, None),
         ("31", {}, "noise of sigma 31 given, the network was trained for 25: noise will be left"),
         ("15", {}, "too much is removed"),
-        ("0.1", {}, "0.1 is of 255 grey levels; 0.1 of white is --sigma 25.5"),
         ("15", {"sigma": None, "task": "pairs"}, "trained on real noise"),
     ],
 )
 def test_stated_level(
     tmp_path: Path,
-    fake: Callable[..., list[Path]],
+    fake: Callable[..., list[str]],
     capsys: pytest.CaptureFixture[str],
     sigma: str,
     options: dict[str, Any],
@@ -177,7 +177,7 @@ def test_picture_too_small_for_an_estimate_is_denoised(
 
 @pytest.mark.parametrize("kept", [denoise.KEPT_PIXELS, 1500])
 def test_pictures_are_decoded_once_as_far_as_memory_allows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int, fake: Callable[..., list[Path]]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int, fake: Callable[..., list[str]]
 ) -> None:
     fake(lambda x: x / 2)
     decoded: list[str] = []
@@ -229,11 +229,13 @@ def test_a_classical_method_is_told_the_noise(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--method", "tv"), "--sigma: missing; --method tv needs the noise"),
-        (("--method", "tv", "--sigma", "auto"), "too small to estimate its noise"),
+        (("--method", "tv", "--sigma", "auto"), r"a\.png: .*too small to estimate its noise"),
         (("--method", "median", "--sigma", 9), "--method: given median, allowed: bm3d"),
-        (("--method", "tv", "--run", "r", "--sigma", 9), "give either --run, .* or --method"),
-        ((), "give either --run, .* or --method"),
+        (("--method", "tv", "--model", "r"), "--model, --method: give one of them"),
+        (
+            ("--model", "denoise-colour"),
+            "no network 'denoise-colour' .*mean 'denoise-color'.*run folder",
+        ),
     ],
 )
 def test_what_methods_refuse(tmp_path: Path, words: tuple[object, ...], message: str) -> None:
@@ -243,7 +245,7 @@ def test_what_methods_refuse(tmp_path: Path, words: tuple[object, ...], message:
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_input(tmp_path: Path, fake: Callable[..., list[Path]]) -> None:
+def test_bad_input(tmp_path: Path, fake: Callable[..., list[str]]) -> None:
     good, folder = tmp_path / "good.png", tmp_path / "in"
     write_picture(good, picture(20, 30))
     for name in ("a.png", "sub/a.png", "sub/b.png"):
@@ -276,10 +278,15 @@ def test_bad_input(tmp_path: Path, fake: Callable[..., list[Path]]) -> None:
         ([folder, "--out", folder, "--overwrite"], "is an input"),
         ([good, "--out", tmp_path / "file"], "--out: .*cannot be written"),
         ([good, "--out", out, "--sigma", "-3"], "--sigma: given -3"),
-        ([good, "--out", out, "--sigma", "300"], "--sigma: given 300"),
+        ([good, "--out", out, "--sigma", "101"], "--sigma: given 101"),
+        (
+            [good, "--out", out, "--sigma", "0.1"],
+            "--sigma: given 0.1.* 0.1 of white .*--sigma 25.5",
+        ),
+        ([good, "--out", out, "--strength", "1.5"], "--strength: given 1.5"),
         ([good, "--out", out, "--sigma", "nan"], "--sigma: given nan"),
         ([good, "--out", out, "--sigma", "much"], "--sigma: given much; allowed: .* auto"),
-        ([good, "--out", out, "--tile_batch", "0"], "--tile_batch: given 0"),
+        ([good, "--out", out, "--tile", "0"], "--tile: given 0"),
         ([good, "--out", out, "--typo", "1"], "typo"),
         (["--out", out], "inputs"),
     ):
@@ -343,7 +350,7 @@ def test_broken_pictures_are_listed_and_the_others_done(
 
 def test_after_an_interruption_or_a_full_disk_the_rest_is_done(
     tmp_path: Path,
-    fake: Callable[..., list[Path]],
+    fake: Callable[..., list[str]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -381,7 +388,7 @@ def test_after_an_interruption_or_a_full_disk_the_rest_is_done(
 
 
 def test_a_network_that_gives_nan_writes_nothing(
-    tmp_path: Path, fake: Callable[..., list[Path]]
+    tmp_path: Path, fake: Callable[..., list[str]]
 ) -> None:
     fake(lambda x: x * torch.nan)
     write_picture(tmp_path / "a.png", picture(20, 30))
@@ -466,12 +473,57 @@ def test_what_trains_is_not_imported_to_denoise(tmp_path: Path, tiny_run: Path) 
     assert done.stdout.splitlines()[-1] == "True False"
 
 
+# The package's own networks
+
+
+def test_a_photograph_without_further_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean = photographs.astronaut()[:128, 150:300] / 255
+    noisy = clean + RNG.normal(0, 20 / 255, clean.shape)
+    write_picture(tmp_path / "a.png", noisy.astype(np.float32))
+    write_picture(tmp_path / "grey.png", noisy[..., :1].astype(np.float32))
+    with_method(tmp_path / "a.png", tmp_path / "grey.png", "--out", tmp_path / "out")
+    printed = capsys.readouterr()
+    assert "2 pictures" in printed.out
+    assert "a.png: noise of about sigma 1" in printed.err or "about sigma 2" in printed.err
+    for name, wanted in (("a.png", clean), ("grey.png", clean[..., :1])):
+        before, after = read_picture(tmp_path / name).pixels, read_picture(tmp_path / "out" / name)
+        assert after.pixels.shape == before.shape
+        assert psnr(after.pixels, wanted) > psnr(before, wanted) + 5
+    half = ("--strength", 0.5, "--sigma", 20, "--tile", 64)
+    with_method(tmp_path / "a.png", "--out", tmp_path / "half", *half)
+    with_method(tmp_path / "a.png", "--out", tmp_path / "full", "--sigma", 20)
+    source = read_picture(tmp_path / "a.png").pixels
+    half_way = (source + read_picture(tmp_path / "full/a.png").pixels) / 2
+    assert np.abs(read_picture(tmp_path / "half/a.png").pixels - half_way).max() < 1.1 / 255
+
+
+@pytest.mark.parametrize("size", [(9, 9), (1, 40), (3, 3)])
+def test_a_picture_smaller_than_a_window(tmp_path: Path, size: tuple[int, int]) -> None:
+    write_picture(tmp_path / "a.png", picture(*size))
+    with_method(tmp_path / "a.png", "--out", tmp_path / "out", "--sigma", 30)
+    assert read_picture(tmp_path / "out/a.png").pixels.shape == (*size, 3)
+
+
+def test_one_picture_too_small_for_an_estimate_does_not_stop_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_picture(tmp_path / "in/tiny.png", picture(3, 4))
+    write_picture(tmp_path / "in/fine.png", picture(30, 40))
+    with pytest.raises(SystemExit) as caught:
+        with_method(tmp_path / "in", "--out", tmp_path / "out")
+    assert caught.value.code == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["fine.png"]
+    assert "tiny.png" in capsys.readouterr().err.splitlines()[-1]
+
+
 # The SIDD benchmark
 
 
 def test_sidd_benchmark(
     tmp_path: Path,
-    fake: Callable[..., list[Path]],
+    fake: Callable[..., list[str]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

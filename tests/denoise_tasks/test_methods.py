@@ -19,14 +19,15 @@ import img2img_recon
 from denoise_tasks.methods import (
     BM3D,
     METHODS,
-    TILE,
     BM3DChannelwise,
     Denoiser,
+    ShippedDenoiser,
     TotalVariation,
     load_run,
     make_method,
 )
 from denoise_tasks.pictures import read_picture
+from img2img_recon.denoising import BLENDED_TILE as TILE
 from img2img_recon.networks.zoo import build_model
 from img2img_recon.support.errors import InputError
 from img2img_recon.wrappers import AnySize, Residual
@@ -403,12 +404,12 @@ def test_convolutional_network_is_tiled_without_visible_seams() -> None:
 
 
 def test_tiles_at_once_are_bounded() -> None:
-    for tile_batch in (1, 2):
-        method = denoiser(lambda x: x, tile_batch=tile_batch)
+    for tile, at_once in ((256, 16), (363, 32)):
+        method = denoiser(lambda x: x, tile=tile)
         tiles = method.network.net
         assert isinstance(tiles, OnTiles)
         method.denoise(picture(500, 500), None)
-        assert max(tiles.batches) == 16 * tile_batch  # as many pixels as so many of 256 x 256
+        assert max(tiles.batches) == at_once
     seen: list[tuple[int, ...]] = []
 
     class AnyConvolution(nn.Module):
@@ -418,11 +419,11 @@ def test_tiles_at_once_are_bounded() -> None:
             seen.append(tuple(image.shape))
             return image
 
-    for tile_batch, at_once in ((1, 1), (4, 1), (12, 3)):
+    for tile, side, at_once in ((256, 256, 1), (512, 512, 1), (900, 512, 3)):
         seen.clear()
-        method = trained(AnySize(AnyConvolution()), tile_batch=tile_batch)
+        method = trained(AnySize(AnyConvolution()), tile=tile)
         assert method.denoise(picture(1400, 300), None).shape == (1400, 300, 3)
-        assert {shape[2:] for shape in seen} == {(TILE, 300)}
+        assert {shape[2:] for shape in seen} == {(side, min(side, 300))}
         assert max(shape[0] for shape in seen) == at_once
 
 
@@ -471,7 +472,7 @@ def test_a_method_made_of_a_run_is_the_runs_network(tiny_run, colour):
 def test_names_and_paths_that_are_no_method(tmp_path):
     assert [type(make_method(name)) for name in METHODS] == list(METHODS.values())
     with pytest.raises(
-        InputError, match="--method: given median, allowed: bm3d, bm3d_channelwise, tv, or"
+        InputError, match="--method: given median, allowed: bm3d, bm3d_channelwise, tv, denoise-"
     ):
         make_method("median")
     with pytest.raises(InputError, match="no checkpoint in this folder"):
@@ -482,5 +483,22 @@ def test_names_and_paths_that_are_no_method(tmp_path):
 def test_a_run_of_the_mri_task_is_refused(tmp_path):
     content = {"state_dict": {}, "run_config": {"task": "mri"}}
     torch.save(content, tmp_path / "mri.ckpt")
-    with pytest.raises(InputError, match=r"not a checkpoint of denoise_tasks/train.py .*mri"):
+    with pytest.raises(
+        InputError, match=r"a network of the task mri; allowed: denoising, gaussian"
+    ):
         load_run(tmp_path / "mri.ckpt")
+
+
+def test_the_packages_networks_are_told_the_noise_and_chosen_by_picture(colour, grey):
+    method = make_method("denoise-color", accelerator="cpu")
+    assert (method.name, method.in_chans, method.needs_sigma) == ("denoise-color", 3, True)
+    assert method.level_warning(75, "given") is None
+    assert "trained for 0 to 75: noise will be left" in str(method.level_warning(95, "estimated"))
+    noise = np.random.default_rng(0).normal(0, 0.1, colour.shape).astype(np.float32)
+    both = ShippedDenoiser(accelerator="cpu")
+    assert both.needs_sigma
+    for clean, picture_noise in ((colour, noise), (grey, noise[:64, :64, :1])):
+        denoised = both.denoise(clean + picture_noise, 0.1)
+        expected = img2img_recon.denoise(clean + picture_noise, 0.1)
+        np.testing.assert_allclose(denoised, expected, atol=1e-5)
+        assert psnr(denoised, clean) > 26

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from img2img_recon.networks import window_mixer
 from img2img_recon.networks.layers import MixerLayer
 from img2img_recon.networks.window_mixer import (
     WindowMixer,
@@ -256,3 +257,53 @@ def test_a_circular_border_pads_with_the_other_end() -> None:
 def test_unknown_partitions_and_borders_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         small(**wrong)
+
+
+@pytest.mark.parametrize("size", [(200, 70), (131, 259), (320, 96)])
+@pytest.mark.parametrize("token_mixing", ["mlp", "linear"])
+def test_tiles_give_what_the_whole_gives(size: tuple[int, int], token_mixing: str) -> None:
+    torch.manual_seed(0)
+    options = {"window_size": 4, "embed_dims": (8, 12, 16), "depths": (1, 2, 2, 2, 2)}
+    network = WindowMixer(token_mixing=token_mixing, noise_level_plane=True, **options).eval()
+    image, sigma = torch.rand(2, 3, *size), torch.tensor([0.1, 0.3])
+    with torch.no_grad():
+        whole = network(image, sigma)
+        for tile in (32, 64, 100):
+            network.tile = tile
+            torch.testing.assert_close(network(image, sigma), whole, atol=1e-6, rtol=0)
+
+
+def test_reach_is_how_far_a_pixel_acts_on_others_and_no_further() -> None:
+    torch.manual_seed(0)
+    network = WindowMixer(window_size=4, embed_dims=(8, 8), depths=(2, 2, 2)).eval()
+    assert WindowMixer(partitions=("grid",)).reach is None
+    unit, reach = network.size_unit, network.reach
+    assert reach is not None
+    image = torch.rand(1, 3, 12 * unit, 2 * unit)
+    changed = image.clone()
+    changed[:, :, 6 * unit - 1] += 1  # the last row of a unit
+    with torch.no_grad():
+        acts = (network.unpadded(image) != network.unpadded(changed)).any(3).any(1)[0]
+    rows = acts.nonzero().flatten()
+    assert rows.max() < 6 * unit + reach
+    assert rows.max() >= 6 * unit + reach - unit
+    assert rows.min() >= 6 * unit - unit - reach
+
+
+@pytest.mark.parametrize("partitions", [("windows", "shifted"), ("shifted", "windows")])
+def test_parts_that_stay_in_cache_change_nothing(
+    partitions: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    network = WindowMixer(window_size=4, embed_dims=(8, 12), partitions=partitions).eval()
+    image = torch.rand(2, 3, 90, 150)
+    with torch.no_grad():
+        monkeypatch.setattr(window_mixer, "PART_ELEMENTS", 1 << 40)
+        plain = network(image)
+        for elements in (1, 700, 5000):
+            monkeypatch.setattr(window_mixer, "PART_ELEMENTS", elements)
+            assert torch.equal(network(image), plain)
+        seen: list[int] = []
+        network.stages[0][1].channel_norm.register_forward_hook(lambda *_: seen.append(1))
+        network(image)
+    assert len(seen) > 2  # modules are called, part by part

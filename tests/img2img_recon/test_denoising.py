@@ -1,0 +1,166 @@
+"""One call denoises arrays and tensors of any kind: units, types, channels, levels, tiles, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from skimage import data
+from torch import Tensor, nn
+
+import img2img_recon
+from img2img_recon import InputError, build_model, denoise, load
+from img2img_recon.denoising import bound_tiles, default_name
+
+CLEAN = (data.astronaut()[:96, 180:290] / 255).astype(np.float32)
+SIGMA = 25 / 255
+NOISY = (CLEAN + np.random.default_rng(0).normal(0, SIGMA, CLEAN.shape)).astype(np.float32)
+
+
+def psnr(image: np.ndarray, clean: np.ndarray) -> float:
+    return float(-10 * np.log10(np.mean((np.asarray(image, np.float64) - clean) ** 2)))
+
+
+class Halves(nn.Module):
+    """A network that is easy to foresee: it takes away half of sigma."""
+
+    in_chans, noise_level_plane, description = 3, True, None
+
+    def forward(self, image: Tensor, sigma: Tensor) -> Tensor:
+        return image - sigma.view(-1, 1, 1, 1) / 2
+
+
+def test_the_shipped_network_denoises_a_photograph() -> None:
+    clean = denoise(NOISY, SIGMA)
+    assert (clean.dtype, clean.shape) == (np.float32, NOISY.shape)
+    assert psnr(clean, CLEAN) > psnr(NOISY, CLEAN) + 8
+    found = denoise(NOISY)
+    assert psnr(found, CLEAN) > psnr(clean, CLEAN) - 0.5
+    grey, noisy = CLEAN.mean(2), NOISY[..., 0] - CLEAN[..., 0] + CLEAN.mean(2)
+    assert psnr(denoise(noisy, SIGMA), grey) > psnr(noisy, grey) + 7
+    in_colour = denoise(np.repeat(noisy[..., None], 3, axis=2), SIGMA)
+    np.testing.assert_allclose(in_colour, denoise(noisy, SIGMA)[..., None].repeat(3, 2), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, ">u2", np.float16, np.float64])
+@pytest.mark.parametrize("shape", [(96, 110), (96, 110, 1), (96, 110, 3), (5, 3, 3), (1, 1)])
+def test_arrays_come_back_as_they_were(dtype: Any, shape: tuple[int, ...]) -> None:
+    height, width = shape[:2]
+    floats = NOISY[:height, :width] if shape[2:] == (3,) else NOISY[:height, :width, :1]
+    floats = floats.reshape(shape).clip(0, 1)
+    white = np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1
+    given = (floats * white).round().astype(dtype) if white > 1 else floats.astype(dtype)
+    clean = denoise(given, 0.1)
+    assert (clean.dtype, clean.shape) == (given.dtype, shape)
+    expected = denoise((given / white).astype(np.float32), 0.1).clip(0, 1) * white
+    error = 0.51 if white > 1 else 1e-3
+    assert np.abs(clean.clip(0, white).astype(float) - expected).max() <= error
+    np.testing.assert_allclose(denoise(given, 0), given, rtol=1e-6 if dtype != np.float16 else 1e-3)
+
+
+def test_tensors_and_a_sigma_for_each_image() -> None:
+    images = torch.from_numpy(np.stack([NOISY, NOISY])).permute(0, 3, 1, 2)
+    sigmas = torch.tensor([0.05, 0.2])
+    together = denoise(images, sigmas)
+    assert (together.dtype, together.shape) == (images.dtype, images.shape)
+    for image, sigma, clean in zip(images, sigmas, together, strict=True):
+        alone = denoise(image.permute(1, 2, 0).numpy(), float(sigma))
+        np.testing.assert_allclose(clean.permute(1, 2, 0), alone, atol=1e-5)
+    network = load("denoise-color")
+    with torch.no_grad():
+        torch.testing.assert_close(network(images, sigmas), together, atol=1e-5, rtol=0)
+        assert torch.equal(network(images, 0.0), images)
+    assert denoise(images.to(torch.bfloat16), 0.1).dtype == torch.bfloat16
+
+
+def test_strength_is_the_share_of_the_noise_that_goes() -> None:
+    full = denoise(NOISY, SIGMA)
+    np.testing.assert_allclose(
+        denoise(NOISY, SIGMA, strength=0.25), NOISY + 0.25 * (full - NOISY), atol=1e-6
+    )
+    assert np.array_equal(denoise(NOISY, SIGMA, strength=0), NOISY)
+
+
+def test_grey_tells_a_colour_network_more_noise_than_there_is_in_each_channel() -> None:
+    grey = np.full((20, 20), 0.5, np.float32)
+    np.testing.assert_allclose(denoise(grey, 0.1, model=Halves()), 0.5 - 0.05 * 3**0.5, atol=1e-6)
+    colour = np.stack([grey, grey, grey + 0.1], 2)
+    np.testing.assert_allclose(denoise(colour, 0.1, model=Halves()), colour - 0.05, atol=1e-6)
+
+
+def test_a_photograph_in_colour_goes_through_a_grey_network_by_channels() -> None:
+    torch.manual_seed(0)
+    network = build_model("window_mixer_tiny", in_chans=1, out_chans=1, noise_level_plane=True)
+    apart = [denoise(NOISY[..., channel], SIGMA, model=network) for channel in range(3)]
+    together = denoise(NOISY, SIGMA, model=network)
+    np.testing.assert_allclose(together, np.stack(apart, 2), atol=1e-5)
+
+
+def test_tiles_change_nothing() -> None:
+    whole = denoise(NOISY, SIGMA)
+    tall = np.tile(NOISY, (3, 1, 1))
+    np.testing.assert_allclose(denoise(tall, SIGMA, tile=96), denoise(tall, SIGMA), atol=1e-6)
+    network = load("denoise-color")
+    bound_tiles(network, 64, torch.device("cpu"))
+    np.testing.assert_allclose(denoise(NOISY, SIGMA, model=network, tile=64), whole, atol=1e-6)
+
+
+def test_a_network_of_its_own_name_for_grey(monkeypatch: pytest.MonkeyPatch) -> None:
+    from img2img_recon import denoising
+
+    both = {"denoise-color": None, "denoise-grey": None}
+    monkeypatch.setattr(denoising, "shipped", lambda: both)
+    assert (default_name(True), default_name(False)) == ("denoise-grey", "denoise-color")
+    monkeypatch.setattr(denoising, "shipped", lambda: {})
+    with pytest.raises(InputError, match="denoise-color: this network is missing"):
+        default_name(True)
+
+
+def test_a_full_memory_names_the_tile() -> None:
+    class Full(nn.Module):
+        in_chans = 3
+
+        def forward(self, image: Tensor) -> Tensor:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(InputError, match=r"memory of cpu is not enough for 96 x 110 .*--tile"):
+        denoise(NOISY, SIGMA, model=Full())
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "message"),
+    [
+        (NOISY, {"sigma": 25}, "given 25, allowed: 0 to 0.392 .* of 255 grey levels meant"),
+        (NOISY, {"sigma": 0.5}, "given 0.5, allowed: 0 to 0.392"),
+        (NOISY, {"sigma": -0.1}, "given -0.1"),
+        (NOISY, {"sigma": float("nan")}, "given nan"),
+        (NOISY, {"sigma": [0.1, 0.2]}, "given 2 numbers"),
+        (NOISY, {"strength": 2}, "strength: given 2, allowed: 0 to 1"),
+        (NOISY, {"tile": 0}, "tile: given 0"),
+        (NOISY, {"model": "denoise-colour"}, "did you mean 'denoise-color'"),
+        (NOISY, {"device": "tpu"}, "tpu, which this machine lacks"),
+        (NOISY * 255, {}, "white must be 1"),
+        (np.full((9, 9), np.nan, np.float32), {}, "NaN"),
+        (NOISY[..., :2], {}, r"shape \(96, 110, 2\), allowed: an array"),
+        (NOISY[None], {}, r"shape \(1, 96, 110, 3\), allowed: an array"),
+        (NOISY[0, 0], {}, "allowed: an array"),
+        (torch.rand(3, 9, 9), {}, r"shape \(3, 9, 9\), allowed: a tensor \(B"),
+        (np.zeros((0, 4), np.float32), {}, "allowed"),
+        (np.zeros((9, 9), np.int32), {}, "holds int32, allowed: uint8, uint16 or floats"),
+        (np.zeros((9, 9), bool), {}, "holds bool"),
+        (np.full((9, 9), "a"), {}, "holds <U1"),
+        (NOISY.tolist(), {}, "given list"),
+    ],
+)
+def test_what_is_refused(image: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        denoise(image, **{"sigma": 0.1, **options})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_for_other_images_is_refused() -> None:
+    network = build_model("window_mixer_tiny", in_chans=2, out_chans=2)
+    with pytest.raises(InputError, match="a picture of 3 and a network of 2 channels"):
+        img2img_recon.denoise(NOISY, 0.1, model=network)
