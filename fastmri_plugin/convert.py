@@ -1,12 +1,12 @@
-"""Turn complex images or k-space in .npy, .npz or .h5 files into fastMRI volumes.
+"""Turn scans of many formats into fastMRI volumes.
 
     python fastmri_plugin/convert.py SOURCE --out DIR --split val --challenge singlecoil
 
-One volume is written per group of slices, as DIR/{challenge}_{split}/{prefix}_{group}.h5. The last
-axis is the phase-encode axis. K-space made from an image is *retrospective*: the centred
-orthonormal Fourier transform of an image that a scanner has already reconstructed. It lacks the
-noise, the over-sampled read-out and the separate coils of a measurement; results on it are not
-results on raw data.
+SOURCE is a raw ISMRMRD file, a BART pair, a MATLAB, NIfTI, twix, .npy, .npz or .h5 file, or a DICOM file
+or folder. One volume is written per group of slices, as DIR/{challenge}_{split}/{prefix}_{group}.h5.
+The columns are phase encoded. K-space made from an image is *retrospective*: the centred orthonormal
+Fourier transform of an image that a scanner has already reconstructed. It lacks the noise, the
+over-sampled read-out and the separate coils of a measurement; results on it are not results on raw data.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from fastmri_plugin import Challenge
+from fastmri_plugin.flags import ReadFlags
 from img2img_recon.support.cli import flag, parse_config, script
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.types import PositiveInt
@@ -26,26 +27,21 @@ CONVERTED_SPLITS = ("train", "val")
 
 
 @dataclass(frozen=True)
-class ConvertConfig:
-    """Convert complex images or k-space (.npy, .npz, .h5) to fastMRI volumes.
+class ConvertConfig(ReadFlags):
+    """Convert scans (ISMRMRD, BART, MATLAB, NIfTI, DICOM, twix, arrays) to fastMRI volumes.
 
-    Phase encoding is along the last axis. K-space made from images is retrospective: say so with
+    Phase encoding is along the columns. K-space made from images is retrospective: say so with
     any result on it.
     """
 
-    source: Path = flag(help="the .npy, .npz or .h5 file to convert", positional=True)
+    default_kind: ClassVar[Literal["image", "kspace"]] = "image"
+
+    source: Path = flag(help="the file or DICOM folder to convert", positional=True)
     out: Path = flag(help="data folder; volumes go to OUT/{challenge}_{split}")
     split: str = flag(
         "train", help="train or val; test splits are made from val by freeze_split.py"
     )
     challenge: Challenge = flag("singlecoil", help="whether volumes have a coil axis")
-    key: str | None = flag(None, help="dataset to convert; needed when the source holds several")
-    kind: Literal["image", "kspace"] = flag("image", help="what the dataset holds")
-    complex_axis: int | None = flag(
-        None, help="axis with the real and the imaginary part, for real-valued data"
-    )
-    scale_key: str | None = flag(None, help="dataset with one factor per slice to multiply by")
-    group_key: str | None = flag(None, help="dataset with one volume id per slice")
     slices_per_volume: PositiveInt | None = flag(
         None, help="cut the slices into volumes of this many; default: one volume"
     )
@@ -61,10 +57,23 @@ class ConvertConfig:
     recon_size: tuple[PositiveInt, ...] | None = flag(
         None, help="H W of the reconstructed centre; default: the whole image"
     )
-    acquisition: str = flag("CONVERTED", help="pulse sequence's name to store")
+    acquisition: str | None = flag(
+        None, help="pulse sequence's name to store; default: the file's, else CONVERTED"
+    )
     prefix: str | None = flag(None, help="start of the file names; default: the source's name")
 
+    @property
+    def simulates_coils(self) -> bool:
+        """Whether coils are made from single-coil data."""
+        return self.coils is not None or self.coil_maps is not None
+
+    @property
+    def coils_expected(self) -> bool:
+        """Whether the source has coils."""
+        return self.challenge == "multicoil" and not self.simulates_coils
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.split not in CONVERTED_SPLITS:
             raise InputError(
                 f"--split: given {self.split}, allowed: {', '.join(CONVERTED_SPLITS)}; a split with "
@@ -102,8 +111,9 @@ def main(words: Sequence[str] | None = None) -> None:
     config = parse_config(ConvertConfig, words)
     from fastmri_plugin.conversion import convert
     from img2img_recon.support.progress import bar
+    from img2img_recon.training.runner import report
 
-    written = convert(config, track=bar)
+    written = convert(config, report=report, track=bar)
     print(f"{len(written)} volumes written to {written[0].parent}")
 
 

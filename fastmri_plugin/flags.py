@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from fastmri_plugin import Challenge
 from fastmri_plugin.masks import MaskSpec, MaskType, usual_center_fraction
 from img2img_recon.support.cli import flag
+from img2img_recon.support.errors import InputError
 from img2img_recon.support.types import NonNegativeInt, PositiveInt, UnitShare
 from img2img_recon.training.options import Accelerator
 
@@ -89,3 +90,66 @@ class SplitFlags(DataFlags):
     batch_size: PositiveInt = flag(1, help="slices per batch (of one size)", basic=True)
     num_workers: NonNegativeInt = flag(0, help="loader processes")
     progress: bool = flag(True, help="progress bars", basic=True)
+
+
+AXES = ("slices", "coils", "rows", "columns", "complex", "repetitions", "echoes", "partitions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadFlags:
+    """How files of scans are read, whatever their format.
+
+    Attributes:
+        default_kind: what complex arrays are taken for without `--kind`.
+        coils_expected: whether an array of three axes has coils; None leaves it to `kind`.
+    """
+
+    default_kind: ClassVar[Literal["image", "kspace"]] = "kspace"
+
+    key: str | None = flag(
+        None, help="dataset of the file; needed when it holds several", group="data", basic=True
+    )
+    axes: tuple[str, ...] | None = flag(
+        None,
+        help=f"names of an array's axes in order, of: {' '.join(AXES)}; default: a guess, which is said",
+        group="data",
+        basic=True,
+    )
+    kind: Literal["image", "kspace"] | None = flag(
+        None, help="what an array holds, where its format does not say it", group="data", basic=True
+    )
+    complex_axis: int | None = flag(
+        None, help="axis with the real and the imaginary part, for real-valued arrays", group="data"
+    )
+    scale_key: str | None = flag(
+        None, help="dataset with one factor per slice to multiply by", group="data"
+    )
+    group_key: str | None = flag(None, help="dataset with one volume id per slice", group="data")
+    repetition: NonNegativeInt | None = flag(
+        None, help="repetition to take; default: their average", group="data"
+    )
+    echo: NonNegativeInt | None = flag(None, help="echo to take; default: 0", group="data")
+    phase: Path | None = flag(
+        None,
+        help="phase (radians) of magnitude images, a file of the same form; default: 0",
+        group="data",
+    )
+
+    def __post_init__(self) -> None:
+        names = self.axis_names() or ("rows", "columns")
+        unknown = [name for name in names if name not in AXES]
+        twice = [name for name in names if names.count(name) > 1]
+        if unknown or twice or not {"rows", "columns"} <= set(names):
+            raise InputError(
+                f"--axes: given {' '.join(names)}; allowed: each at most once of {', '.join(AXES)}, "
+                "rows and columns among them"
+            )
+
+    @property
+    def coils_expected(self) -> bool | None:
+        """See the class."""
+        return None
+
+    def axis_names(self) -> tuple[str, ...] | None:
+        """The words of `--axes`, which may be one text in quotes."""
+        return None if self.axes is None else tuple(" ".join(self.axes).replace(",", " ").split())

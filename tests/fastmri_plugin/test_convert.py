@@ -222,8 +222,8 @@ def test_nothing_is_overwritten_and_nothing_is_half_done(tmp_path, images):
         (np.ones((2, 8, 8), np.complex64), {"complex_axis": 0}, "is complex already"),
         (np.ones((3, 8, 8), np.float32), {"complex_axis": 0}, "has 3 entries, expected 2"),
         (np.ones((2, 8, 8), np.float32), {"complex_axis": 3}, "--complex_axis: given 3"),
-        (np.ones((8, 8), np.complex64), {}, r"expected \(slices, H, W\)"),
-        (np.ones((2, 3, 8, 8), np.complex64), {}, r"expected \(slices, H, W\)"),
+        (np.ones(8, np.complex64), {}, r"shape \(8,\); name its axes with --axes"),
+        (np.ones((2, 3, 8, 8), np.complex64), {}, r"\(2, 3, 8, 8\); give --challenge multicoil"),
         (np.ones((2, 8, 8), np.complex64), {"challenge": "multicoil"}, "give --coils"),
         (np.ones((0, 8, 8), np.complex64), {}, "is empty"),
         (np.zeros((2, 8, 8), np.complex64), {}, "zero everywhere"),
@@ -232,7 +232,7 @@ def test_nothing_is_overwritten_and_nothing_is_half_done(tmp_path, images):
         (np.full((2, 8, 8), np.inf + 0j), {}, "slice 0 holds NaN, infinite"),
         (np.ones((2, 8, 8), np.complex64), {"recon_size": (9, 8)}, "--recon_size: 9 8"),
         (np.ones((2, 8, 8), np.complex64), {"key": "nope"}, r"no dataset 'nope' \(found: source"),
-        (np.ones((2, 8, 8), np.complex64), {"group_key": "g"}, "--group_key: .* no dataset 'g'"),
+        (np.ones((2, 8, 8), np.complex64), {"group_key": "g"}, "--group_key: no dataset 'g'"),
     ],
 )
 def test_data_that_do_not_fit_are_refused(tmp_path, array, changes, message):
@@ -271,8 +271,8 @@ def test_sources_that_cannot_be_read_are_refused(tmp_path, images):
     np.savez(tmp_path / "two.npz", a=images, b=images)
     for name, message in {
         "absent.h5": "no such file",
-        "broken.h5": "not a .h5 file of plain arrays",
-        "broken.npy": "not a .npy file",
+        "broken.h5": "not a file of plain arrays",
+        "broken.npy": "not a file of plain arrays",
         "objects.npy": "plain arrays",
         "image.png": "allowed are",
         "two.npz": "--key: needed, .* holds: a, b",

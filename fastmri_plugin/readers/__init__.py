@@ -1,0 +1,109 @@
+"""Readers of scans in many formats, one module each behind one protocol: what a file holds becomes a `Scan`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from fastmri_plugin.flags import ReadFlags
+from fastmri_plugin.readers import arrays, bart, dicom, matlab, nifti, raw_ismrmrd, twix, volume
+from fastmri_plugin.readers.scan import Scan, reason
+from img2img_recon.support.errors import InputError, named
+
+
+class Reader(Protocol):
+    """A module that reads one format."""
+
+    @property
+    def NAME(self) -> str:  # noqa: N802 - a module's constant
+        """The format, in words of an error."""
+
+    @property
+    def SUFFIXES(self) -> tuple[str, ...]:  # noqa: N802
+        """Endings of its files."""
+
+    def recognises(self, path: Path) -> bool:
+        """Whether it reads the file or folder."""
+
+    def open_scan(self, path: Path, flags: ReadFlags, stack: ExitStack) -> Scan:
+        """Check the headers; what is opened is closed with the stack."""
+
+
+# HDF5 files say themselves what they are; the reader of plain arrays takes what nobody knows.
+READERS: tuple[Reader, ...] = (nifti, bart, dicom, twix, volume, raw_ismrmrd, matlab, arrays)
+SUFFIXES = tuple(dict.fromkeys(suffix for reader in READERS for suffix in reader.SUFFIXES))
+
+
+@contextmanager
+def open_scan(path: Path, flags: ReadFlags) -> Iterator[Scan]:
+    """Open a scan of any format that is known.
+
+    Args:
+        path: file, BART's name without ending, or folder of a DICOM series.
+        flags: how to read it.
+
+    Raises:
+        InputError: no such file, no such format, or a damaged file.
+    """
+    with ExitStack() as stack:
+        scan = _opened(path, flags, stack)
+        if flags.phase is not None:
+            scan = scan.with_phase(_opened(flags.phase, flags, stack))
+        yield scan
+
+
+def _opened(path: Path, flags: ReadFlags, stack: ExitStack) -> Scan:
+    if not os.path.exists(path) and not bart.recognises(path):
+        raise InputError(f"{path}: no such file")
+    reader = next((reader for reader in READERS if reader.recognises(path)), None)
+    if reader is None:
+        raise InputError(
+            f"{path}: of no known format; allowed are {', '.join(SUFFIXES)} files and DICOM series"
+        )
+    with named(str(path)):
+        try:
+            return reader.open_scan(path, flags, stack)
+        except InputError:
+            raise
+        except Exception as error:  # what the format's library raises on a damaged file
+            raise InputError(f"not {reader.NAME}, or damaged ({reason(error)})") from None
+
+
+def find_scans(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Scans among files and in folders, and what in the folders is none.
+
+    Raises:
+        InputError: a folder without a scan.
+    """
+    scans: list[Path] = []
+    others: list[Path] = []
+    for path in paths:
+        if not path.is_dir() or dicom.recognises(path):
+            scans.append(path)
+            continue
+        items = [item for item in sorted(path.iterdir()) if not item.name.startswith(".")]
+        # The .hdr of a BART pair is found with its .cfl.
+        items = [
+            item
+            for item in items
+            if not (item.suffix == ".hdr" and item.with_suffix(".cfl").exists())
+        ]
+        found = [item for item in items if _is_scan(item)]
+        if not found:
+            raise InputError(
+                f"{path}: no scan in this folder (known: {', '.join(SUFFIXES)}, DICOM series)"
+            )
+        scans += found
+        others += [item for item in items if item not in found]
+    return scans, others
+
+
+def _is_scan(path: Path) -> bool:
+    return (
+        any(reader.recognises(path) for reader in READERS)
+        if path.is_file()
+        else dicom.recognises(path)
+    )

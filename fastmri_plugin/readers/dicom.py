@@ -1,0 +1,127 @@
+"""Magnitude images of a DICOM series, a file or a folder of one, through pydicom."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastmri_plugin.flags import ReadFlags
+from fastmri_plugin.readers.axes import arranged, finite_spacing
+from fastmri_plugin.readers.scan import Scan
+from img2img_recon.support.errors import InputError
+
+NAME = "a DICOM series"
+SUFFIXES = (".dcm", ".ima")
+
+
+def recognises(path: Path) -> bool:
+    """By its ending, or the mark after 128 bytes; a folder by one of its files."""
+    if path.is_dir():
+        return any(recognises(item) for item in sorted(path.iterdir())[:3] if item.is_file())
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def open_scan(path: Path, flags: ReadFlags, stack: ExitStack) -> Scan:
+    """Read the headers, sort the images by their place; pixels are read slice by slice."""
+    from pydicom import dcmread
+
+    paths = (
+        sorted(p for p in path.iterdir() if p.is_file() and recognises(p))
+        if path.is_dir()
+        else [path]
+    )
+    headers = [(dcmread(item, stop_before_pixels=True), item) for item in paths]
+    headers = [pair for pair in headers if "Rows" in pair[0] and "Columns" in pair[0]]
+    if not headers:
+        raise InputError("no DICOM file with an image")
+    series = {str(header.get("SeriesInstanceUID", "")) for header, _ in headers}
+    if len(series) > 1:
+        raise InputError(f"holds {len(series)} series; a folder of one series is read")
+    sizes = {(int(header.Rows), int(header.Columns)) for header, _ in headers}
+    if len(sizes) > 1:
+        raise InputError(f"holds images of {len(sizes)} sizes, expected one")
+    headers.sort(key=lambda pair: _place(pair[0]))
+    first = headers[0][0]
+    if int(first.get("SamplesPerPixel", 1)) != 1:
+        raise InputError("holds colour images, expected one number per pixel")
+    thickness = first.get("SpacingBetweenSlices") or first.get("SliceThickness") or 1.0
+    affine = _affine([header for header, _ in headers], float(thickness))
+    spacing = [float(value) for value in first.get("PixelSpacing") or (1.0, 1.0)]
+    # What orders the slices also says how far apart they are.
+    step = thickness if affine is None else np.linalg.norm(affine[:3, 2])
+    frames = int(first.get("NumberOfFrames") or 1)
+    if frames > 1 and len(headers) > 1:
+        raise InputError("holds several files of several frames each, expected one such file")
+    shape = (max(frames, len(headers)), *sizes.pop())
+    return arranged(
+        path,
+        _Pixels([item for _, item in headers], shape, frames),
+        flags,
+        axes=("slices", "rows", "columns"),
+        kind="image",
+        voxel_mm=finite_spacing((spacing[0], spacing[1], float(step))),
+        affine=affine,
+        acquisition=str(first.get("SeriesDescription", "")),
+    )
+
+
+class _Pixels:
+    """Pixels of every image, read when asked for and scaled by slope and intercept."""
+
+    dtype = np.dtype(np.float64)
+
+    def __init__(self, paths: list[Path], shape: tuple[int, ...], frames: int) -> None:
+        self.paths, self.shape, self.frames = paths, shape, frames
+
+    def __getitem__(self, where: Any) -> np.ndarray:
+        from pydicom import dcmread
+
+        index = where[0]
+        dataset = dcmread(self.paths[0 if self.frames > 1 else index])
+        pixels = dataset.pixel_array[index] if self.frames > 1 else dataset.pixel_array
+        slope, intercept = dataset.get("RescaleSlope", 1), dataset.get("RescaleIntercept", 0)
+        return (pixels * float(slope) + float(intercept))[where[1:]]
+
+
+def _direction(header: Any) -> np.ndarray | None:
+    """The unit vectors of columns and rows and the image's normal, (3, 3), or None."""
+    if "ImageOrientationPatient" not in header or "ImagePositionPatient" not in header:
+        return None
+    along = np.asarray(header.ImageOrientationPatient, dtype=float).reshape(2, 3)
+    return np.stack([*along, np.cross(*along)])
+
+
+def _place(header: Any) -> tuple[float, float]:
+    number = float(header.get("InstanceNumber") or 0)
+    direction = _direction(header)
+    if direction is None:
+        return 0.0, number
+    return float(direction[2] @ np.asarray(header.ImagePositionPatient, dtype=float)), number
+
+
+def _affine(headers: list[Any], thickness: float) -> np.ndarray | None:
+    """From (column, row, slice) to RAS mm; DICOM's own axes are left, posterior, superior."""
+    first, last = headers[0], headers[-1]
+    direction = _direction(first)
+    if direction is None or "PixelSpacing" not in first:
+        return None
+    spacing = [float(value) for value in first.PixelSpacing]
+    start = np.asarray(first.ImagePositionPatient, dtype=float)
+    end = np.asarray(last.ImagePositionPatient, dtype=float)
+    step = (end - start) / (len(headers) - 1) if len(headers) > 1 else direction[2] * thickness
+    if not np.linalg.norm(step) > 0:
+        step = direction[2] * thickness
+    affine = np.eye(4)
+    affine[:3] = np.stack(
+        [direction[0] * spacing[1], direction[1] * spacing[0], step, start], axis=1
+    )
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
