@@ -80,18 +80,19 @@ def prepare_slice(
 
     Args:
         kspace: complex, (H, W) or (coils, H, W).
-        mask: bool (W,), the columns to use; None uses all.
+        mask: bool (W,), the columns to use, or (H, W), the samples; None uses all.
         size: (h, w) of the image, at most (H, W).
     """
     height, width = kspace.shape[-2:]
     # Columns in the mask that were never acquired hold zeros and count as measured: fastMRI's
     # targets are made from the zero-padded k-space too.
     columns = np.ones(width, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
-    coils = kspace.reshape(-1, height, width).astype(np.complex64, copy=False) * columns
-    # Along the read-out only; the crop has fastMRI's offsets, so that the image lands on the
-    # target's pixels.
-    hybrid = center_crop(sigpy.ifft(coils, axes=(-2,)), (size[0], width))
-    measured = sigpy.fft(hybrid, axes=(-2,)).astype(np.complex64, copy=False)
+    measured = kspace.reshape(-1, height, width).astype(np.complex64, copy=False) * columns
+    if columns.ndim == 1:
+        # Along the read-out only; the crop has fastMRI's offsets, so that the image lands on the
+        # target's pixels.
+        hybrid = center_crop(sigpy.ifft(measured, axes=(-2,)), (size[0], width))
+        measured = sigpy.fft(hybrid, axes=(-2,)).astype(np.complex64, copy=False)
     zero_filled = center_crop(rss(sigpy.ifft(measured, axes=(-2, -1))), size)
     scale = float(zero_filled.max())
     sampled = np.broadcast_to(columns, measured.shape[1:]).astype(np.float32)
@@ -113,13 +114,12 @@ def compress_coils(kspace: np.ndarray, num_coils: int) -> np.ndarray:
     )
 
 
-def calibration_width(columns: np.ndarray) -> int:
-    """Side of the widest window around column W // 2 within which every column is sampled."""
-    centre = len(columns) // 2
+def calibration_width(sampled: np.ndarray) -> int:
+    """Side of the widest window around the centre within which all of (W,) or (H, W) is sampled."""
     width = 0
-    while width < len(columns):
-        start = centre - (width + 1) // 2
-        if not columns[start : start + width + 1].all():
+    while width < min(sampled.shape):
+        starts = [size // 2 - (width + 1) // 2 for size in sampled.shape]
+        if not sampled[tuple(slice(start, start + width + 1) for start in starts)].all():
             break
         width += 1
     return width
@@ -134,7 +134,7 @@ def coil_maps(kspace: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
     Args:
         kspace: complex64 (coils, h, W), zero where not sampled.
-        columns: bool (W,), the sampled columns.
+        columns: bool (W,), the sampled columns, or (h, W), the samples.
     """
     if len(kspace) == 1:
         return np.ones_like(kspace)
@@ -222,7 +222,7 @@ def reconstruct_slice(
 
     Args:
         kspace: complex, (H, W) or (coils, H, W).
-        mask: bool (W,), the columns to use; None uses all.
+        mask: bool (W,), the columns to use, or (H, W), the samples; None uses all.
         size: (h, w) of the image, at most (H, W).
         method: "tv" or "l1_wavelet".
         regularizations: each relative to a zero-filled maximum of 1.

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fastmri_plugin.convert import ConvertConfig, safe_name
-from fastmri_plugin.headers import Header, write_header
+from fastmri_plugin.headers import DEFAULT_VOXEL_MM, Header, write_header
 from fastmri_plugin.kspace import centred_fft, centred_ifft, crop_size, target_of
 from fastmri_plugin.readers import open_scan
 from fastmri_plugin.readers.scan import Scan
@@ -198,6 +198,6 @@ def _convert_volume(
     header = Header.of_columns((kspace.shape[-2], kspace.shape[-1]), recon_size, columns)
     num_coils = kspace.shape[1] if kspace.ndim == 4 else 1
     protocol = config.acquisition or scan.acquisition or "CONVERTED"
-    spacing = {"pixel_size_mm": scan.voxel_mm} if scan.voxel_mm else {}
-    xml = write_header(header, num_coils=num_coils, protocol=protocol, **spacing)
+    voxel_mm = scan.voxel_mm or DEFAULT_VOXEL_MM
+    xml = write_header(header, num_coils=num_coils, pixel_size_mm=voxel_mm, protocol=protocol)
     write_volume(path, kspace, target, xml, {"acquisition": protocol, "patient_id": path.stem})

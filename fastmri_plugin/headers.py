@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from img2img_recon.support.errors import InputError
 
 NAMESPACE = "http://www.ismrm.org/ISMRMRD"
+# What a written header says where nothing is known: fastMRI's knees.
+DEFAULT_VOXEL_MM = (0.4375, 0.4375, 4.5)
 GYROMAGNETIC_RATIO_HZ_PER_T = 42_577_478.5
 
 
@@ -99,7 +101,7 @@ def write_header(
     header: Header,
     *,
     num_coils: int = 1,
-    pixel_size_mm: tuple[float, float, float] = (0.4375, 0.4375, 4.5),
+    pixel_size_mm: tuple[float, float, float] = DEFAULT_VOXEL_MM,
     field_strength_t: float = 3.0,
     protocol: str = "",
 ) -> str:

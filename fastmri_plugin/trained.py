@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import default_collate
 
 from fastmri_plugin import Challenge
 from fastmri_plugin.data import SliceDataset, volume_loader
@@ -80,6 +81,26 @@ class TrainedNetwork(Reconstructor):
         slices = track(self._slices(infos, masks), "reconstructing", total)
         for name, images in groupby(slices, key=itemgetter(0)):
             yield name, np.stack([image for _, image in images])
+
+    def image(self, kspace: np.ndarray, mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Reconstruct one slice.
+
+        Args:
+            kspace: complex (coils, H, W), zero where nothing was measured.
+            mask: bool (W,), the measured columns.
+            size: (h, w) of the image.
+
+        Returns:
+            Magnitude, float32 (h, w).
+        """
+        challenge: Challenge = "multicoil" if len(kspace) > 1 else "singlecoil"
+        transform = build_transform(self.model, challenge, None, True, self.options)
+        attrs = {"recon_size": size, "padding_left": 0, "padding_right": kspace.shape[-1]}
+        slice_ = kspace if challenge == "multicoil" else kspace[0]
+        batch = default_collate([transform(slice_, mask, None, attrs, "scan", 0)])
+        with torch.inference_mode():
+            moved = self.module.transfer_batch_to_device(batch, self.device, 0)
+            return np.asarray(self.module.test_step(moved, 0)["output"][0], dtype=np.float32)
 
     def _slices(
         self, infos: Sequence[VolumeInfo], masks: MaskSpec

@@ -230,11 +230,11 @@ class _Raw:
             self.notes.append(f"read-out oversampling removed: {x} to {rows} rows")
         measured = np.zeros((z, y), bool)
         for number in self.imaging:
-            partition, column, _ = self._position(number)
+            partition, column, _ = self._position(int(number))
             measured[partition, column] = True
-        mask = measured.any(axis=0)
+        mask = np.asarray(measured.any(axis=0))
         count = len(self.slices)
-        read: Any = lambda index: self.matrix(self.slices[index])[0]  # noqa: E731 - replaced below for 3-D
+        read: Any = lambda index: self.matrix(int(self.slices[index]))[0]  # noqa: E731 - replaced below for 3-D
         if z > 1:
             volume = self._partitions(measured)
             count, read = z, volume.__getitem__
@@ -260,7 +260,7 @@ class _Raw:
                 "is undersampled along the partitions; only whole columns may be left out"
             )
         self.notes.append(f"{len(measured)} partitions (3-D): transformed to slices")
-        return centred_ifft(self.matrix(self.slices[0]), (0,))
+        return centred_ifft(self.matrix(int(self.slices[0])), (0,))
 
     def _affine(self, size: tuple[int, int], count: int) -> np.ndarray | None:
         """From (column, row, slice) to RAS mm; the file's positions are slices' centres, in LPS."""

@@ -267,6 +267,7 @@ def test_flags_that_do_not_fit_are_refused(tmp_path, changes, message):
 def test_sources_that_cannot_be_read_are_refused(tmp_path, images):
     (tmp_path / "broken.h5").write_bytes(b"not hdf5")
     (tmp_path / "broken.npy").write_bytes(b"not numpy")
+    (tmp_path / "image.png").write_bytes(b"no scan")
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     np.savez(tmp_path / "two.npz", a=images, b=images)
     for name, message in {

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from fastmri_plugin import reconstruct
+import fastmri_plugin.reconstruct as reconstruct
 from fastmri_plugin.evaluate import main
 from fastmri_plugin.freeze_split import FreezeConfig, freeze_split
 from img2img_recon.support.errors import InputError

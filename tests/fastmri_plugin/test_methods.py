@@ -10,7 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from fastmri_plugin import evaluate, export_submission, methods, reconstruct
+import fastmri_plugin.reconstruct as reconstruct
+from fastmri_plugin import evaluate, export_submission, methods
 from fastmri_plugin.compressed_sensing import reconstruct_slice
 from fastmri_plugin.demo_data import TINY, make_demo_data
 from fastmri_plugin.kspace import zero_filled

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+import fastmri_plugin.reconstruct as reconstruct
 import img2img_recon
-from fastmri_plugin import evaluate, export_submission, reconstruct, train
+from fastmri_plugin import evaluate, export_submission, train
 from fastmri_plugin.flags import SplitFlags
 from fastmri_plugin.kspace import zero_filled
 from fastmri_plugin.listing import list_volumes

@@ -1,0 +1,144 @@
+"""Reconstruction of k-space arrays, slice by slice, with any model and what was measured of each slice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastmri_plugin.kspace import zero_filled
+from img2img_recon.support.errors import InputError, named
+
+if TYPE_CHECKING:
+    from fastmri_plugin.trained import TrainedNetwork
+
+# (kspace (coils, H, W), mask bool (W,) or (H, W), (h, w)) -> magnitude float32 (h, w)
+SliceFunction = Callable[[np.ndarray, np.ndarray, tuple[int, int]], np.ndarray]
+
+CLASSICAL = ("tv", "l1_wavelet", "zero_filled")
+# Of the candidates of `methods.Regularized`, chosen on simulated coils of brains that no test here holds.
+REGULARIZATION = {"tv": 3e-3, "l1_wavelet": 3e-3}
+# A few samples of a measured column may be exactly zero.
+WHOLE = 0.9
+
+
+def measured_samples(kspace: np.ndarray) -> np.ndarray:
+    """What was measured of a slice (coils, H, W), by its zeros.
+
+    Returns:
+        bool (W,) where columns were measured as a whole (but for rows that no column has), else (H, W).
+    """
+    pattern = (kspace != 0).any(axis=0)
+    columns, rows = pattern.any(axis=0), pattern.any(axis=1)
+    used = pattern[np.ix_(rows, columns)]
+    gaps = _gaps(rows)
+    return columns if used.size == 0 or (used.mean() >= WHOLE and not gaps) else pattern
+
+
+def _gaps(used: np.ndarray) -> bool:
+    where = np.flatnonzero(used)
+    return len(where) > 0 and len(where) < where[-1] - where[0] + 1
+
+
+def is_undersampled(measured: np.ndarray) -> bool:
+    """Whether samples are missing between others; what is missing at the edges was never to be measured."""
+    return measured.ndim == 2 or _gaps(measured)
+
+
+def slice_function(model: str) -> SliceFunction:
+    """A model by name, run folder or file.
+
+    Args:
+        model: tv, l1_wavelet, zero_filled, or what `fastmri_plugin.shipped.find_network` takes.
+
+    Raises:
+        InputError: no such model.
+    """
+    if model == "zero_filled":
+        return _zero_filled
+    if model in CLASSICAL:
+        return partial(_regularized, model)
+    from fastmri_plugin.trained import TrainedNetwork
+
+    with named("--model"):
+        network = TrainedNetwork(model)
+    return partial(_network, network)
+
+
+def default_model(num_coils: int, measured: np.ndarray) -> str:
+    """The network of the package that fits the coils and the samples, else l1_wavelet."""
+    from fastmri_plugin.shipped import shipped
+
+    fitting = "mri-brain-multicoil" if num_coils > 1 else "mri-brain-singlecoil"
+    return fitting if measured.ndim == 1 and fitting in shipped() else "l1_wavelet"
+
+
+def _network(
+    network: TrainedNetwork, kspace: np.ndarray, mask: np.ndarray, size: tuple[int, int]
+) -> np.ndarray:
+    """Apply a network, which takes whole columns of as many coils as it was trained for."""
+    if mask.ndim == 2:
+        raise InputError(
+            f"--model: {network.name} takes whole measured columns; of this scan single samples were measured "
+            "(or rows: then name the phase-encoded axis columns, with --axes); l1_wavelet and tv take any"
+        )
+    if (len(kspace) > 1) != (network.challenge == "multicoil"):
+        raise InputError(
+            f"--model: {network.name} is for {network.challenge}, the scan has {len(kspace)} coil(s)"
+        )
+    return network.image(kspace, mask, size)
+
+
+def _zero_filled(kspace: np.ndarray, mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    columns = mask if mask.ndim == 1 else None
+    return zero_filled(kspace, columns, size).astype(np.float32)
+
+
+def _regularized(
+    method: str, kspace: np.ndarray, mask: np.ndarray, size: tuple[int, int]
+) -> np.ndarray:
+    from fastmri_plugin.compressed_sensing import reconstruct_slice
+
+    return reconstruct_slice(kspace, mask, size, method, [REGULARIZATION[method]])[0]  # type: ignore[arg-type]
+
+
+def reconstruct(
+    kspace: np.ndarray, mask: np.ndarray | None = None, *, model: str | None = None
+) -> np.ndarray:
+    """Reconstruct k-space arrays.
+
+    Args:
+        kspace: complex, (coils, H, W) or (slices, coils, H, W), centred, columns phase-encoded, zero where
+            nothing was measured; of one coil, coils = 1.
+        mask: bool (W,), the measured columns, or (H, W), the samples; by default where k-space is not zero.
+        model: tv, l1_wavelet, zero_filled, a network's name, run folder or file; by default `default_model`.
+
+    Returns:
+        Magnitudes, float32 (H, W) or (slices, H, W), in the units of the orthonormal inverse FFT
+        (root-sum-of-squares over the coils).
+
+    Raises:
+        InputError: arrays of another kind or shape, or a model that does not fit.
+    """
+    kspace = np.asarray(kspace)
+    if kspace.ndim not in (3, 4) or kspace.dtype.kind != "c" or 0 in kspace.shape:
+        raise InputError(
+            f"kspace is {kspace.dtype} of shape {kspace.shape}; expected complex (coils, H, W) or "
+            "(slices, coils, H, W)"
+        )
+    if mask is not None:
+        mask = np.asarray(mask).astype(bool)
+        if mask.shape not in (kspace.shape[-1:], kspace.shape[-2:]):
+            raise InputError(
+                f"mask has shape {mask.shape}, expected {kspace.shape[-1:]} or {kspace.shape[-2:]}"
+            )
+    if not np.isfinite(kspace).all():
+        raise InputError("kspace holds NaN or infinite values")
+    slices = kspace.reshape(-1, *kspace.shape[-3:]).astype(np.complex64, copy=False)
+    masks = [measured_samples(coils) if mask is None else mask for coils in slices]
+    function = slice_function(model or default_model(slices.shape[1], masks[len(masks) // 2]))
+    size = (kspace.shape[-2], kspace.shape[-1])
+    images = [function(k * used, used, size) for k, used in zip(slices, masks, strict=True)]
+    return np.stack(images) if kspace.ndim == 4 else images[0]

@@ -1,0 +1,149 @@
+"""`reconstruct.py SCAN`: files of other programs to volumes, NIfTI and pictures, and never a second mask unasked."""
+
+import json
+
+import h5py
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+import fastmri_plugin
+from fastmri_plugin.kspace import centred_fft, rss
+from fastmri_plugin.reconstruct import main
+from fastmri_plugin.slices import measured_samples, reconstruct
+from fastmri_plugin.volumes import read_reconstruction
+from img2img_recon.support.errors import InputError
+from tests.fastmri_plugin.readers import files
+
+COLUMNS = np.array([c % 3 == 0 or 10 <= c < 22 for c in range(32)])
+
+
+def phantom(slices=2, coils=3, rows=40, columns=32):
+    """Coil images (slices, coils, rows, columns) of discs under smooth coils."""
+    y, x = np.mgrid[-1 : 1 : rows * 1j, -1 : 1 : columns * 1j]
+    disc = np.stack(
+        [(x**2 + y**2 < 0.7 - 0.1 * s) + 0.5 * (abs(x - 0.2) < 0.2) for s in range(slices)]
+    )
+    places = np.exp(2j * np.pi * np.arange(coils) / max(coils, 2))
+    maps = np.stack([np.exp(-((x - p.real) ** 2 + (y - p.imag) ** 2) / 2 + 1j * x) for p in places])
+    return (disc[:, None] * maps).astype(np.complex64)
+
+
+def run(*words):
+    main([str(word) for word in (*words, "--no_progress")])
+
+
+def root_sum_of_squares(images):
+    return np.stack([rss(image) for image in images])
+
+
+def test_a_fully_sampled_scan_is_its_root_sum_of_squares(tmp_path, capsys):
+    images = phantom()
+    scan = files.bart(tmp_path / "scan", centred_fft(images))
+    run(scan, "--out", tmp_path / "out")
+    printed = capsys.readouterr()
+    assert printed.out.split() == [
+        str(tmp_path / f"out/scan{s}") for s in (".h5", ".nii.gz", ".png")
+    ]
+    assert "fully sampled" in printed.err
+    expected = root_sum_of_squares(images)
+    np.testing.assert_allclose(read_reconstruction(tmp_path / "out/scan.h5"), expected, atol=1e-5)
+    with h5py.File(tmp_path / "out/scan.h5") as file:
+        assert list(file) == ["reconstruction"]
+    stored = nibabel.load(tmp_path / "out/scan.nii.gz").get_fdata()
+    np.testing.assert_allclose(stored.transpose(2, 1, 0), expected, atol=1e-5)
+    mosaic = np.asarray(Image.open(tmp_path / "out/scan.png"))
+    assert mosaic.size == expected.size
+    with pytest.raises(InputError, match="exists; give --overwrite"):
+        run(scan, "--out", tmp_path / "out")
+
+
+def test_undersampled_without_a_mask_is_said_and_never_masked_again(tmp_path, capsys):
+    kspace = centred_fft(phantom()) * COLUMNS
+    scan = files.matlab5(tmp_path / "scan.mat", kspace)
+    run(scan, "--out", tmp_path / "out", "--model", "zero_filled")
+    assert f"taken from the zeros, {COLUMNS.sum()} of 32 columns" in capsys.readouterr().err
+    expected = reconstruct(kspace, model="zero_filled")
+    np.testing.assert_allclose(read_reconstruction(tmp_path / "out/scan.h5"), expected, rtol=1e-5)
+    # The package's function, whether or not the script of its name was imported.
+    np.testing.assert_array_equal(fastmri_plugin.reconstruct(kspace, model="zero_filled"), expected)
+    with pytest.raises(InputError, match=r"--accel: .* is undersampled already"):
+        run(scan, "--out", tmp_path / "other", "--accel", 4)
+    capsys.readouterr()
+    run(scan, "--out", tmp_path / "given", "--model", "zero_filled", "--mask", "from-zeros")
+    assert "taken from the zeros" not in capsys.readouterr().err
+
+
+def test_l1_wavelet_is_nearer_than_zero_filling(tmp_path):
+    images = phantom()[:1]
+    rows = np.random.default_rng(0).random((40, 32)) < 0.4
+    rows[14:26, 10:22] = True
+    truth = root_sum_of_squares(images)
+    for mask in (COLUMNS, rows):
+        kspace = centred_fft(images) * mask
+        np.testing.assert_array_equal(measured_samples(kspace[0]), mask)
+        error = {
+            model: np.linalg.norm(reconstruct(kspace, model=model) - truth)
+            for model in ("zero_filled", "l1_wavelet")
+        }
+        assert error["l1_wavelet"] < 0.8 * error["zero_filled"]
+        given = reconstruct(centred_fft(images), mask, model="zero_filled")
+        np.testing.assert_allclose(given, reconstruct(kspace, model="zero_filled"), rtol=1e-5)
+
+
+def test_retrospective_comparison(tmp_path, capsys):
+    scan = files.bart(tmp_path / "scan", centred_fft(phantom()))
+    run(scan, "--out", tmp_path / "out", "--accel", 2, "--model", "tv")
+    stored = json.loads((tmp_path / "out/scan_compared.json").read_text())
+    assert stored["retrospective"]
+    assert len(stored["columns"]) < 28
+    assert stored["scores"].keys() == {"zero_filled", "l1_wavelet", "tv"}
+    assert (
+        stored["scores"]["l1_wavelet"]["scan"]["psnr"]
+        > stored["scores"]["zero_filled"]["scan"]["psnr"]
+    )
+    assert Image.open(tmp_path / "out/scan_compared.png").size[0] > 400
+    assert "l1_wavelet" in capsys.readouterr().out
+
+
+def test_stored_masks_and_folders_with_a_broken_scan(tmp_path, tiny_data, capsys):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    files.bart(folder / "good", centred_fft(phantom()))
+    (folder / "broken.mat").write_bytes(b"x" * 300)
+    (folder / "notes.txt").write_text("x")
+    test = sorted((tiny_data("singlecoil") / "singlecoil_test").glob("*.h5"))[0]
+    (folder / "frozen.h5").write_bytes(test.read_bytes())
+    with pytest.raises(InputError, match=r"1 of 3 scans could not be reconstructed: .*broken\.mat"):
+        run(folder, "--out", tmp_path / "out", "--model", "zero_filled")
+    said = capsys.readouterr().err
+    assert "1 files of no known format left out, notes.txt" in said
+    assert "stored mask" in said
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.h5")) == ["frozen.h5", "good.h5"]
+
+
+def test_flags_of_scans_and_of_splits(tmp_path):
+    for words, says in (
+        (
+            ("a.npy", "--out", "o", "--method", "tv"),
+            r"--method: for a split, not scans \(they take --model\)",
+        ),
+        (("--model", "tv", "--out", "o"), "--model: for scans, give at least one"),
+        (("a.npy",), "--out: needed"),
+        (
+            ("a.npy", "--out", "o", "--axes", "rows rows"),
+            "--axes: given rows rows; allowed: each at most once",
+        ),
+    ):
+        with pytest.raises(InputError, match=says):
+            run(*words)
+    np.save(tmp_path / "a.npy", centred_fft(phantom()))
+    with pytest.raises(InputError, match="--model: there is no network 'tvv'; allowed: "):
+        run(tmp_path / "a.npy", "--out", tmp_path / "o", "--model", "tvv")
+    for kspace, says in (
+        (np.ones((2, 8, 8)), "expected complex"),
+        (np.ones((8, 8), complex), "expected complex"),
+    ):
+        with pytest.raises(InputError, match=says):
+            reconstruct(kspace)
