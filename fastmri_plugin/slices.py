@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SliceFunction = Callable[[np.ndarray, np.ndarray, tuple[int, int]], np.ndarray]
 
 CLASSICAL = ("tv", "l1_wavelet", "zero_filled")
-# Of the candidates of `methods.Regularized`, chosen on simulated coils of brains that no test here holds.
+# The middle one of the candidates of `methods.Regularized`: a scan by itself has nothing to choose on.
 REGULARIZATION = {"tv": 3e-3, "l1_wavelet": 3e-3}
 # A few samples of a measured column may be exactly zero.
 WHOLE = 0.9
