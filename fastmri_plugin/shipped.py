@@ -32,8 +32,8 @@ def find_network(word: str | Path) -> Path:
     """
     path = shipped().get(str(word), Path(word))
     if not path.exists():
-        names = ", ".join([*shipped(), "a run folder", f"a checkpoint or {SUFFIX} file"])
-        raise InputError(f"there is no network {str(word)!r}; allowed: {names}")
+        names = ", ".join([*shipped(), "run folders", f"checkpoint and {SUFFIX} files"])
+        raise InputError(f"{word}: no such checkpoint, run or network; there are {names}")
     return path
 
 

@@ -77,6 +77,8 @@ def test_the_wheel_says_that_it_is_typed_and_holds_sweeps_and_weights(wheel):
     }
     assert shipped
     assert shipped <= names
+    weights = PROJECT.glob("*/weights/*.*")
+    assert {path.relative_to(PROJECT).as_posix() for path in weights} <= names
     assert {f"img2img_recon/weights/denoise-color{end}" for end in (".safetensors", ".md")} <= names
     assert not [name for name in names if name.startswith("tests/")]
 

@@ -99,7 +99,9 @@ def test_runs_open_as_files_do(tmp_path):
 
 
 def test_what_is_no_network_is_refused(tmp_path, weights):
-    with pytest.raises(InputError, match="no network 'mri-tset'; allowed: mri-test-multicoil"):
+    with pytest.raises(
+        InputError, match="mri-tset: no such checkpoint, run or network; there are mri-test-multi"
+    ):
         fastmri_plugin.load("mri-tset")
     with pytest.raises(InputError, match="--method: given tvv; allowed: zero_filled, tv, l1_wav"):
         make_method("tvv")
