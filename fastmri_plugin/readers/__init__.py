@@ -26,7 +26,7 @@ class Reader(Protocol):
         """Endings of its files."""
 
     def recognises(self, path: Path) -> bool:
-        """Whether it reads the file or folder."""
+        """Whether it reads the file or folder; an exception counts as no."""
 
     def open_scan(self, path: Path, flags: ReadFlags, stack: ExitStack) -> Scan:
         """Check the headers; what is opened is closed with the stack."""
@@ -58,7 +58,7 @@ def open_scan(path: Path, flags: ReadFlags) -> Iterator[Scan]:
 def _opened(path: Path, flags: ReadFlags, stack: ExitStack) -> Scan:
     if not os.path.exists(path) and not bart.recognises(path):
         raise InputError(f"{path}: no such file")
-    reader = next((reader for reader in READERS if reader.recognises(path)), None)
+    reader = next((reader for reader in READERS if _recognises(reader, path)), None)
     if reader is None:
         raise InputError(
             f"{path}: of no known format; allowed are {', '.join(SUFFIXES)} files and DICOM series"
@@ -81,7 +81,7 @@ def find_scans(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     scans: list[Path] = []
     others: list[Path] = []
     for path in paths:
-        if not path.is_dir() or dicom.recognises(path):
+        if not path.is_dir() or _recognises(dicom, path):
             scans.append(path)
             continue
         items = [item for item in sorted(path.iterdir()) if not item.name.startswith(".")]
@@ -102,8 +102,12 @@ def find_scans(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _is_scan(path: Path) -> bool:
-    return (
-        any(reader.recognises(path) for reader in READERS)
-        if path.is_file()
-        else dicom.recognises(path)
-    )
+    readers = READERS if path.is_file() else (dicom,)
+    return any(_recognises(reader, path) for reader in readers)
+
+
+def _recognises(reader: Reader, path: Path) -> bool:
+    try:
+        return reader.recognises(path)
+    except Exception:  # what h5py raises on a damaged file: it is somebody else's, or nobody's
+        return False

@@ -82,6 +82,9 @@ def arranged(
     shape = tuple(int(size) for size in data.shape)
     dtype = data.dtype
     fields = next((pair for pair in COMPOUNDS if dtype.names == pair), None)
+    # HDF5 aborts the program on the fields that a damaged header makes up.
+    if fields and dtype != np.dtype([(name, dtype[0]) for name in fields]):
+        raise InputError(f"holds {dtype}, expected {' and '.join(fields)} of one type")
     is_complex = dtype.kind == "c" or fields is not None
     if not is_complex and dtype.kind not in "fiu":
         raise InputError(f"holds {dtype}, expected numbers")

@@ -23,11 +23,8 @@ def recognises(path: Path) -> bool:
         return any(recognises(item) for item in sorted(path.iterdir())[:3] if item.is_file())
     if path.suffix.lower() in SUFFIXES:
         return True
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def open_scan(path: Path, flags: ReadFlags, stack: ExitStack) -> Scan:

@@ -21,11 +21,8 @@ def recognises(path: Path) -> bool:
     """By its ending, or MATLAB's mark on the datasets of an HDF5 file of another name."""
     if path.suffix.lower() in SUFFIXES:
         return True
-    try:
-        with h5py.File(path, "r") as file:
-            return any("MATLAB_class" in item.attrs for item in file.values())
-    except (OSError, RuntimeError, KeyError):
-        return False
+    with h5py.File(path, "r") as file:
+        return any("MATLAB_class" in item.attrs for item in file.values())
 
 
 class _Transposed:

@@ -27,11 +27,8 @@ CHOSEN = {"phase": "cardiac phases", "set": "sets"}
 
 def recognises(path: Path) -> bool:
     """By a group that holds acquisitions."""
-    try:
-        with h5py.File(path, "r") as file:
-            return _acquisitions(file, None) is not None
-    except (OSError, RuntimeError):
-        return False
+    with h5py.File(path, "r") as file:
+        return _acquisitions(file, None) is not None
 
 
 def _acquisitions(file: h5py.File, key: str | None) -> h5py.Dataset | None:

@@ -20,11 +20,8 @@ SUFFIXES = (".h5", ".hdf5")
 
 def recognises(path: Path) -> bool:
     """By its k-space and header."""
-    try:
-        with h5py.File(path, "r") as file:
-            return "ismrmrd_header" in file and isinstance(file.get("kspace"), h5py.Dataset)
-    except (OSError, RuntimeError):
-        return False
+    with h5py.File(path, "r") as file:
+        return "ismrmrd_header" in file and isinstance(file.get("kspace"), h5py.Dataset)
 
 
 def open_scan(path: Path, flags: ReadFlags, stack: ExitStack) -> Scan:
