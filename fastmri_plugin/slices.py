@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -60,11 +61,16 @@ def slice_function(model: str) -> SliceFunction:
         return _zero_filled
     if model in CLASSICAL:
         return partial(_regularized, model)
+    from fastmri_plugin.shipped import shipped
     from fastmri_plugin.trained import TrainedNetwork
 
+    if model not in shipped() and not os.path.exists(model):
+        names = ", ".join((*CLASSICAL, *shipped()))
+        raise InputError(
+            f"--model: given {model}; allowed: {names}, a run folder, a checkpoint or .safetensors file"
+        )
     with named("--model"):
-        network = TrainedNetwork(model)
-    return partial(_network, network)
+        return partial(_network, TrainedNetwork(model))
 
 
 def default_model(num_coils: int, measured: np.ndarray) -> str:
