@@ -24,13 +24,9 @@ from img2img_recon.support.types import ClosedUnitInterval, GreyLevelsOrNone, Po
 from img2img_recon.training.options import Accelerator
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from denoise_tasks.methods import Denoiser
     from denoise_tasks.pictures import Picture
 
-# The estimate looks at the middle of a large picture: that is enough, and bounds its memory.
-ESTIMATED_SIDE = 1024
 # A picture in which no noise is found is denoised as if it had this little, of 255 grey levels.
 LEAST_SIGMA = 0.05
 # Pixels of decoded pictures that are kept from checking to denoising, 0.4 GB in colour; others are read again.
@@ -186,8 +182,10 @@ class CheckedPictures:
                 self._kept[path] = picture
 
     def _estimate(self, path: Path, picture: Picture, method: Denoiser) -> None:
+        from img2img_recon.noise_level import estimate_sigma
+
         try:
-            self.sigmas[path] = estimated_sigma(picture.pixels, method)
+            self.sigmas[path] = 255 * estimate_sigma(picture.pixels)
         except InputError as error:
             if method.needs_sigma:
                 raise InputError(f"{path}: {error}") from None
@@ -204,17 +202,6 @@ class CheckedPictures:
                 self.broken.append(str(error))
                 continue
             yield path, picture
-
-
-def estimated_sigma(pixels: np.ndarray, method: Denoiser) -> float:
-    """Noise of the middle of a picture (H, W, C) in [0, 255] units, estimated as the method's noise is.
-
-    Raises:
-        InputError: a picture of a few pixels.
-    """
-    from denoise_tasks.noise import centre, estimate_sigma
-
-    return 255 * estimate_sigma(centre(pixels, ESTIMATED_SIDE), method.noise_kind)
 
 
 def in_image_units(sigma: float | None) -> float | None:
@@ -298,6 +285,7 @@ def denoise_benchmark(config: DenoiseConfig) -> Path:
     import numpy as np
 
     from denoise_tasks import sidd_benchmark as sidd
+    from img2img_recon.noise_level import estimate_sigma
 
     assert config.out is not None
     assert config.sidd_benchmark is not None
@@ -306,7 +294,7 @@ def denoise_benchmark(config: DenoiseConfig) -> Path:
     method = config.make()
     if method.in_chans not in (None, 3):
         raise InputError(f"--model: {config.model} takes grey pictures, the benchmark is in colour")
-    if method.noise_kind == "white":
+    if method.task not in (None, "pairs"):
         print(
             f"warning: {method.name} was trained on Gaussian noise, the benchmark has real noise",
             file=sys.stderr,
@@ -318,9 +306,7 @@ def denoise_benchmark(config: DenoiseConfig) -> Path:
     for image in config.track(range(len(noisy)), "denoising", len(noisy)):
         blocks = list(noisy[image].astype(np.float32) / 255)
         sigmas = [
-            in_image_units(
-                estimated_sigma(block, method) if config.sigma == "auto" else config.sigma
-            )
+            in_image_units(255 * estimate_sigma(block) if config.sigma == "auto" else config.sigma)
             for block in blocks
         ]
         denoised[image] = sidd.to_bytes(np.stack(method.denoise_many(blocks, sigmas)))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from denoise_tasks.noise import Image, NoiseKind, check_image
+from denoise_tasks.noise import Image, check_image
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.processes import available_cores, map_in_processes
 from img2img_recon.support.progress import Track, silent
@@ -33,14 +33,14 @@ class Denoiser(ABC):
         name: unique among methods that are compared; `img2img_recon.figures.label_of` spells it.
         in_chans: channels of the pictures it is made for; None for any.
         needs_sigma: whether it must be told how strong the noise is.
-        noise_kind: how the noise of a picture is estimated for it, see `noise.estimate_sigma`.
+        task: what its network was trained for, gaussian or pairs; None for a classical method.
         slow: whether it takes seconds an image; several are then worked on in processes.
     """
 
     name: str
     in_chans: int | None = None
     needs_sigma: bool = True
-    noise_kind: NoiseKind = "camera"
+    task: str | None = None
     slow: bool = False
 
     @abstractmethod
@@ -241,7 +241,6 @@ class TrainedDenoiser(Denoiser):
         self.network = network.eval().to(self.device)
         self.task, self.trained_sigma = str(config["task"]), config.get("sigma")
         self.in_chans: int = config["options"]["in_chans"]
-        self.noise_kind = "camera" if self.task == "pairs" else "white"
         self.needs_sigma = bool(getattr(network, "noise_level_plane", False))
         bound_tiles(self.network, tile, self.device)
         self._mapping = SelfEnsemble(self.network) if self_ensemble else self.network

@@ -1,4 +1,4 @@
-"""Noise of known strength, the two protocols under which denoisers are compared, and estimates of noise.
+"""Noise of known strength, and the two protocols under which denoisers are compared.
 
 `paper` (Mansour, Lin, Heckel, arXiv:2202.02018): the 256 x 256 centre of the image, divided by its own
 maximum; the noisy image is clipped to [0, 1], and so is the denoised one.
@@ -12,7 +12,7 @@ place where it is converted.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,20 +20,7 @@ from numpy.typing import NDArray
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.seeds import seed_of
 
-NoiseKind = Literal["white", "camera"]
-NOISE_KINDS: tuple[str, ...] = get_args(NoiseKind)
 PAPER_CROP = 256
-
-# Sides of the patches whose covariance shows the noise, best first; a small image has too few of the
-# larger ones (with 18 per dimension sigma 25 came out 2 % low on photographs, with 7 up to 8 %).
-PATCH_SIDES = (8, 6, 5, 4, 3)
-PATCHES_PER_DIMENSION = 18
-MAX_PATCHES = 1 << 16
-MIN_ESTIMATE_SIDE = 8
-BLOCK_SIDE = 16
-SMOOTH_QUANTILE = 0.1
-# What is left of a flat block, for which rounding is to blame.
-ROUNDING_VARIANCE = 1e-12
 
 Image = NDArray[np.float32]
 Pixels = TypeVar("Pixels", bound=Any)
@@ -139,94 +126,3 @@ def oracle_sigma(noisy: NDArray[np.floating], clean: NDArray[np.floating]) -> fl
     if sigma == 0:
         raise InputError("noisy image: differs from the clean one by no noise")
     return sigma
-
-
-def estimate_sigma(noisy: NDArray[np.floating], noise: NoiseKind = "white") -> float:
-    """Standard deviation of the noise in an image whose clean version is not known.
-
-    `white` takes the noise to be independent from pixel to pixel (Gaussian denoising): the smallest
-    eigenvalues of the covariance of all patches are the noise's variance (Chen, Zhu and Heng, "An
-    Efficient Statistical Method for Image Noise Level Estimation", ICCV 2015); on images too small for
-    that, scikit-image's median of wavelet coefficients. Both look at the finest detail, which in a
-    developed photograph was smoothed away with most of its noise: on 61 PolyU pairs this says 2 to 9 %
-    of `oracle_sigma`.
-
-    `camera` takes the deviation from a plane within 16 x 16 blocks, in the smoothest tenth of them, and
-    so does not mind noise that is smooth (on the same pairs 14 to 85 %, half of them above 45 %). It
-    cannot tell noise from a texture that is everywhere, and the smoothest blocks are often dark ones,
-    where there is less noise.
-
-    Args:
-        noisy: floats, (H, W, C), in image units.
-        noise: the kind of noise.
-
-    Returns:
-        Sigma in image units, over all channels; 0 when no noise is found.
-
-    Raises:
-        InputError: a side below `MIN_ESTIMATE_SIDE` (`BLOCK_SIDE` for `camera`), values that are not
-            finite.
-    """
-    check_image(noisy, "noisy image")
-    if noise not in NOISE_KINDS:
-        raise InputError(f"noise: given {noise!r}, allowed: {', '.join(NOISE_KINDS)}")
-    smallest = MIN_ESTIMATE_SIDE if noise == "white" else BLOCK_SIDE
-    if min(noisy.shape[:2]) < smallest:
-        raise InputError(
-            f"noisy image: {noisy.shape[0]} x {noisy.shape[1]} is too small to estimate its noise "
-            f"(at least {smallest} x {smallest}); give sigma"
-        )
-    image = np.asarray(noisy, dtype=np.float64)
-    if (image == image[..., :1]).all():
-        # Grey kept as colour: noise that is the same in all channels would pass for structure.
-        image = image[..., :1]
-    return _smooth_block_sigma(image) if noise == "camera" else _white_sigma(image)
-
-
-def _white_sigma(image: NDArray[np.float64]) -> float:
-    height, width, channels = image.shape
-    for side in PATCH_SIDES:
-        count = (height - side + 1) * (width - side + 1)
-        if count >= PATCHES_PER_DIMENSION * channels * side * side:
-            return _patch_sigma(image, side)
-    from skimage.restoration import estimate_sigma as wavelet_sigma
-
-    return float(wavelet_sigma(image, channel_axis=2, average_sigmas=True))
-
-
-def _patch_sigma(image: NDArray[np.float64], side: int) -> float:
-    views = np.lib.stride_tricks.sliding_window_view(image, (side, side), axis=(0, 1))
-    step = int(np.ceil(np.sqrt(views.shape[0] * views.shape[1] / MAX_PATCHES)))
-    dimension = image.shape[2] * side * side
-    total, products, count = np.zeros(dimension), np.zeros((dimension, dimension)), 0
-    mean = image.mean()
-    # Row by row, as all patches together take `dimension` times the image's memory.
-    for row in views[::step, ::step]:
-        patches = row.reshape(len(row), dimension) - mean
-        total += patches.sum(axis=0)
-        products += patches.T @ patches
-        count += len(patches)
-    centre = total / count
-    variances = np.linalg.eigvalsh(products / count - np.outer(centre, centre))
-    # The image adds to the larger eigenvalues; without them the others scatter evenly about sigma².
-    for kept in range(dimension, 0, -1):
-        candidates = variances[:kept]
-        variance = candidates.mean()
-        if (candidates > variance).sum() >= (candidates < variance).sum():
-            break
-    return float(np.sqrt(max(variance, 0.0)))
-
-
-def _smooth_block_sigma(image: NDArray[np.float64]) -> float:
-    side = BLOCK_SIDE
-    rows, columns = image.shape[0] // side, image.shape[1] // side
-    blocks = image[: rows * side, : columns * side].reshape(rows, side, columns, side, -1)
-    flat = blocks.transpose(0, 2, 4, 1, 3).reshape(rows * columns, -1, side * side)
-    slope = np.arange(side) - (side - 1) / 2
-    plane = np.stack([np.ones(side * side), np.repeat(slope, side), np.tile(slope, side)], axis=1)
-    basis, _ = np.linalg.qr(plane)
-    rest = flat - (flat @ basis) @ basis.T
-    variances = (rest**2).sum(axis=2) / (side * side - 3)
-    # Where a channel is burnt out or black there is nothing left to measure.
-    measured = variances[(variances > ROUNDING_VARIANCE).all(axis=1)].mean(axis=1)
-    return float(np.sqrt(np.quantile(measured, SMOOTH_QUANTILE))) if measured.size else 0.0

@@ -15,7 +15,6 @@ import numpy as np
 from denoise_tasks.methods import Denoiser
 from denoise_tasks.noise import (
     clip_and_round,
-    estimate_sigma,
     image_units,
     noise_seed,
     noisy_copy,
@@ -26,6 +25,7 @@ from denoise_tasks.pairs import Pair
 from denoise_tasks.pictures import read_picture
 from denoise_tasks.pixel_store import with_channels
 from img2img_recon.metrics import image_scores
+from img2img_recon.noise_level import estimate_sigma
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.progress import Track, silent
 
@@ -264,7 +264,7 @@ def _sigma(
     if not method.needs_sigma:
         return None
     if source == "estimated":
-        return estimate_sigma(noisy, noise="white" if case.sigma else "camera")
+        return estimate_sigma(noisy)
     if source == "oracle" or case.sigma is None:
         return oracle_sigma(noisy, clean)
     return image_units(case.sigma)

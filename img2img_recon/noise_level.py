@@ -12,7 +12,7 @@ from img2img_recon.support.errors import InputError
 
 BLOCK = 8
 # Blocks along each side of the image; more change nothing and cost time.
-BLOCKS_PER_SIDE = 80
+BLOCKS_PER_SIDE = 64
 # Red, green and blue to JPEG's luminance and its two differences of colour.
 YCC = np.array([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]], np.float32)
 # Where bands of frequencies begin; a frequency is the horizontal plus the vertical one.
@@ -48,23 +48,27 @@ def estimate_sigma(image: NDArray[np.floating]) -> float:
     for i, (weight, bias) in enumerate(layers):
         hidden = weight @ hidden + bias
         if i < len(layers) - 1:
-            hidden = np.tanh(hidden)
+            hidden = np.maximum(hidden, 0)
     return float(np.expm1(max(hidden[0], 0.0)) / 255)
 
 
 def statistics(image: NDArray[np.floating]) -> NDArray[np.float32]:
-    """What the MLP sees of a picture: logarithms of the quantiles of its blocks' energies, (72,).
+    """What the MLP sees of a picture: logarithms of quantiles of its blocks' energies, (144,).
 
     Args:
         image: see `estimate_sigma`.
     """
-    blocks = _blocks(_checked(image))
+    image = _checked(image)
     basis, starts = _frequencies()
-    values = (YCC @ blocks.reshape(-1, 3, BLOCK * BLOCK)) @ basis
     counts = np.diff([*starts, BLOCK * BLOCK - 1])
-    energies = np.add.reduceat(values**2, starts, axis=2) / counts
-    quantiles = 255**2 * np.quantile(energies, QUANTILES, axis=0)
-    return (0.5 * np.log(quantiles + FLOOR**2)).astype(np.float32).ravel()
+    quantiles = []
+    # On the grid of a JPEG file coefficients are rounded, between it they are not.
+    for offset in (0, BLOCK // 2):
+        blocks = _blocks(image, offset)
+        values = (YCC @ blocks.reshape(-1, 3, BLOCK * BLOCK)) @ basis
+        energies = np.add.reduceat(values**2, starts, axis=2) / counts
+        quantiles.append(255**2 * np.quantile(energies, QUANTILES, axis=0))
+    return (0.5 * np.log(np.array(quantiles) + FLOOR**2)).astype(np.float32).ravel()
 
 
 @cache
@@ -90,22 +94,26 @@ def _checked(image: NDArray[np.floating]) -> NDArray[np.float32]:
             f"image: {image.shape[0]} x {image.shape[1]} is too small to estimate its noise "
             f"(at least {BLOCK} x {BLOCK}); give sigma"
         )
+    if not np.isfinite(image).all():
+        raise InputError("image: holds NaN or infinite values")
     return np.broadcast_to(image, (*image.shape[:2], 3))
 
 
-def _blocks(image: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Blocks spread over the image, (N, 3, 8, 8); a place on JPEG's own grid is as likely as any other."""
+def _blocks(image: NDArray[np.floating], offset: int) -> NDArray[np.float32]:
+    """Blocks spread over the image, (N, 3, 8, 8), on a grid of 8 that begins at `offset`, if the image is larger."""
     views = np.lib.stride_tricks.sliding_window_view(image, (BLOCK, BLOCK), axis=(0, 1))
-    rows, columns = (
-        np.linspace(0, side - 1, min(side, BLOCKS_PER_SIDE)).astype(int) for side in views.shape[:2]
-    )
+    rows, columns = (_spread(places, offset) for places in views.shape[:2])
     blocks = views[np.ix_(rows, columns)].reshape(-1, 3, BLOCK, BLOCK).astype(np.float32)
-    if not np.isfinite(blocks).all():
-        raise InputError("image: holds NaN or infinite values")
     clipped = ((blocks <= 0) | (blocks >= 1)).mean(axis=(1, 2, 3))
     # Where most is black or white, the least clipped blocks must do.
     kept = clipped <= max(CLIPPED, np.quantile(clipped, 0.1))
     return blocks[kept]
+
+
+def _spread(places: int, offset: int) -> NDArray[np.intp]:
+    """Where blocks begin along one side; a small image has one block, wherever it fits."""
+    starts = np.arange(min(offset, places - 1), places, BLOCK)
+    return starts[np.unique(np.linspace(0, len(starts) - 1, BLOCKS_PER_SIDE).astype(int))]
 
 
 @cache

@@ -239,7 +239,7 @@ def test_a_classical_method_is_told_the_noise(
     ],
 )
 def test_what_methods_refuse(tmp_path: Path, words: tuple[object, ...], message: str) -> None:
-    write_picture(tmp_path / "a.png", picture(9, 9))
+    write_picture(tmp_path / "a.png", picture(7, 9))
     with pytest.raises(InputError, match=message):
         with_method(tmp_path / "a.png", "--out", tmp_path / "out", *words)
     assert not (tmp_path / "out").exists()

@@ -458,7 +458,7 @@ def test_a_method_made_of_a_run_is_the_runs_network(tiny_run, colour):
     """The same as `img2img_recon.load` gives, whose network takes tensors."""
     method = make_method(str(tiny_run))
     assert (method.name, method.in_chans, method.needs_sigma) == ("run", 3, False)
-    assert method.noise_kind == "white"
+    assert method.task == "gaussian"
     assert method.details()["trained_for_sigma"] == 25
     assert method.details()["parameters"] == sum(p.numel() for p in method.network.parameters())
     network = img2img_recon.load(tiny_run)

@@ -1,4 +1,4 @@
-"""Noise of known strength, the two protocols, and estimates of noise that nobody states."""
+"""Noise of known strength, and the two protocols."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 from skimage import data as photographs
-from skimage import img_as_float32
 from skimage.metrics import peak_signal_noise_ratio
 
 from denoise_tasks import noise
-from denoise_tasks.noise import estimate_sigma, oracle_sigma
+from denoise_tasks.noise import oracle_sigma
 from img2img_recon.support.errors import InputError
 from tests.denoise_tasks.conftest import SIGMA, with_noise
 
@@ -76,59 +75,6 @@ def test_tensors_are_clipped_and_rounded_as_arrays_are():
     for protocol in ("standard", "paper"):
         tensor = noise.clip_and_round(torch.from_numpy(values), protocol)
         np.testing.assert_array_equal(tensor.numpy(), noise.clip_and_round(values, protocol))
-
-
-def test_grey_kept_as_colour_has_the_noise_of_grey():
-    noisy = with_noise(np.full((96, 96, 1), 0.5, np.float32))
-    assert estimate_sigma(np.repeat(noisy, 3, axis=2)) == estimate_sigma(noisy) > SIGMA / 2
-
-
-@pytest.mark.parametrize("sigma", [15, 25, 50])
-@pytest.mark.parametrize("picture", ["astronaut", "coffee", "camera"])
-def test_white_noise_is_estimated_within_five_percent(picture, sigma):
-    clean = np.atleast_3d(img_as_float32(getattr(photographs, picture)())[:256, :256])
-    estimate = estimate_sigma(with_noise(clean, sigma / 255))
-    assert estimate * 255 == pytest.approx(sigma, rel=0.05)
-    camera = estimate_sigma(with_noise(clean, sigma / 255), "camera")
-    assert camera * 255 == pytest.approx(sigma, rel=0.08)
-
-
-@pytest.mark.parametrize("shape", [(8, 8, 1), (16, 16, 1), (24, 24, 3), (33, 47, 1), (64, 40, 3)])
-def test_the_estimate_on_small_images(shape):
-    clean = np.full(shape, 0.5, np.float32)
-    estimates = [estimate_sigma(with_noise(clean, 0.1, seed)) for seed in range(20)]
-    assert np.median(estimates) == pytest.approx(0.1, rel=0.1 if min(shape[:2]) > 8 else 0.2)
-
-
-def test_noise_that_is_smooth_is_seen_as_camera_noise_only():
-    from scipy.ndimage import gaussian_filter
-
-    clean = img_as_float32(photographs.chelsea())[:256, :256]
-    noise = gaussian_filter(np.random.default_rng(0).normal(size=clean.shape), (1.5, 1.5, 0))
-    noise *= 0.05 / noise.std()
-    noisy = (clean + noise).astype(np.float32)
-    assert estimate_sigma(noisy) < 0.01
-    assert estimate_sigma(noisy, "camera") == pytest.approx(0.05, rel=0.2)
-
-
-def test_burnt_out_blocks_are_not_taken_for_noiseless():
-    clean = np.full((128, 128, 3), 0.4, np.float32)
-    clean[:, :64] = 2.0
-    assert estimate_sigma(with_noise(clean, 0.05).clip(0, 1), "camera") == pytest.approx(
-        0.05, rel=0.1
-    )
-    assert estimate_sigma(np.ones((32, 32, 3), np.float32), "camera") == 0
-
-
-def test_what_estimates_refuse(grey):
-    with pytest.raises(InputError, match="7 x 64 is too small"):
-        estimate_sigma(grey[:7])
-    with pytest.raises(InputError, match="15 x 64 is too small"):
-        estimate_sigma(grey[:15], "camera")
-    with pytest.raises(InputError, match="allowed: white, camera"):
-        estimate_sigma(grey, "pink")
-    with pytest.raises(InputError, match="NaN"):
-        estimate_sigma(grey * np.nan)
 
 
 def test_oracle_sigma_is_the_spread_of_the_difference(colour):
