@@ -10,7 +10,9 @@ from PIL import Image
 
 import fastmri_plugin
 from fastmri_plugin.kspace import centred_fft, rss
+from fastmri_plugin.module import build_network
 from fastmri_plugin.reconstruct import main
+from fastmri_plugin.shipped import package
 from fastmri_plugin.slices import measured_samples, reconstruct
 from fastmri_plugin.volumes import read_reconstruction
 from img2img_recon.support.errors import InputError
@@ -147,3 +149,18 @@ def test_flags_of_scans_and_of_splits(tmp_path):
     ):
         with pytest.raises(InputError, match=says):
             reconstruct(kspace)
+
+
+def test_networks_from_files_take_scans_of_their_coils(tmp_path):
+    """A new unrolled mixer reconstructs as zero-filling does; one trained for many coils refuses one."""
+    options = {"cascades": 1, "embed_dims": (8,), "depths": (1,), "window_size": 4}
+    network = build_network("unrolled_mixer", options)
+    path = tmp_path / "tiny.safetensors"
+    package(path, network.state_dict(), options, "multicoil")
+    kspace = centred_fft(phantom()) * COLUMNS
+    expected = reconstruct(kspace, model="zero_filled")
+    np.testing.assert_allclose(reconstruct(kspace, model=str(path)), expected, rtol=1e-3, atol=1e-5)
+    with pytest.raises(InputError, match=r"is for multicoil, the scan has 1 coil"):
+        reconstruct(kspace[:, :1], model=str(path))
+    with pytest.raises(InputError, match="takes whole measured columns"):
+        reconstruct(kspace, np.eye(40, 32, dtype=bool), model=str(path))
