@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -23,7 +24,7 @@ from img2img_recon.training.batches import (
     batches_seen,
     one_thread,
 )
-from img2img_recon.training.trainer import one_cycle
+from img2img_recon.training.optimisers import configured, one_cycle
 
 
 def add_noise(
@@ -57,8 +58,9 @@ class DenoisingModule(pl.LightningModule):
         network: maps noisy images (B, C, H, W) of any size to denoised ones.
         protocol: see `denoise_tasks.noise`; under `paper` the loss sees the output clipped to [0, 1].
         sigma: of the training noise in [0, 255] units; None where the batches bring real noise.
-        lr: (highest) learning rate of Adam.
+        lr: (highest) learning rate.
         halve_at_epoch: halve the rate then; None for a linear one-cycle schedule over all steps.
+        optimizer: see `img2img_recon.training.optimisers.make_optimizer`.
     """
 
     def __init__(
@@ -69,11 +71,13 @@ class DenoisingModule(pl.LightningModule):
         sigma: float | None,
         lr: float,
         halve_at_epoch: int | None,
+        optimizer: str = "adam",
     ) -> None:
         super().__init__()
         self.network = network
         self.protocol, self.sigma = protocol, sigma
         self.lr, self.halve_at_epoch = lr, halve_at_epoch
+        self.optimizer = optimizer
         self.validation_loss = MeanMetric()
         self.validation_psnr = MeanMetric()
 
@@ -105,12 +109,13 @@ class DenoisingModule(pl.LightningModule):
         self.log("train_loss", loss.detach(), prog_bar=True, batch_size=len(clean))
         return loss
 
-    def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
-        """Add an image's error and PSNR to the means over all images, of all processes."""
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> Tensor:
+        """The error; add an image's error and PSNR to the means over all images, of all processes."""
         denoised = clip_and_round(self(batch.noisy), self.protocol)
         error = (denoised - batch.clean).square().mean()
         self.validation_loss.update(error)
         self.validation_psnr.update(-10 * torch.log10(error.clamp_min(1e-12)))
+        return error
 
     def on_validation_epoch_end(self) -> None:
         """Log the means."""
@@ -120,20 +125,17 @@ class DenoisingModule(pl.LightningModule):
         self.validation_psnr.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam, halved at an epoch (published) or under a one-cycle schedule per step."""
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
+        """The optimiser, halved at an epoch (published), or under a one-cycle schedule per step, or by the time."""
+        return configured(self, self.optimizer, self.lr, self._schedule)
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         if self.halve_at_epoch is not None:
-            halved = MultiStepLR(optimizer, [self.halve_at_epoch], gamma=0.5)
-            return {"optimizer": optimizer, "lr_scheduler": halved}
+            return {"scheduler": MultiStepLR(optimizer, [self.halve_at_epoch], gamma=0.5)}
         # Not trainer.estimated_stepping_batches: it would start the loader before a resumed run
         # knows which epoch it is in and how far it has come.
         batches = self.trainer.datamodule.batches_per_epoch()  # type: ignore[attr-defined]
         steps = -(-batches // self.trainer.accumulate_grad_batches) * (self.trainer.max_epochs or 1)
-        schedule = one_cycle(optimizer, self.lr, max(steps, 2))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return {"scheduler": one_cycle(optimizer, max(steps, 2)), "interval": "step"}
 
 
 def make_loader(
@@ -174,6 +176,18 @@ class DenoisingData(pl.LightningDataModule):
         """Training batches that each process sees in an epoch."""
         assert self.trainer is not None
         return len(self.batches(0, self.trainer.world_size))
+
+    def batch_names(self, batch: TrainBatch | EvalBatch, batch_idx: int, side: str) -> list[str]:
+        """The pictures of this process's batch of the current epoch."""
+        assert self.trainer is not None
+        place = (self.trainer.global_rank, self.trainer.world_size)
+        if side == "val":
+            images = WholeGroups([[number] for number in range(len(self.val))], 1, *place)
+            return [self.val.name(number) for number in images.batches[batch_idx]]
+        batches = self.batches(*place)
+        batches.sampler.set_epoch(self.trainer.current_epoch)
+        keys = list(batches)[batch_idx]
+        return [self.train.clean.names[self.train.windows[key.number].image] for key in keys]
 
     def train_dataloader(self) -> DataLoader:
         """Batches from where the run was interrupted, or from the epoch's start."""

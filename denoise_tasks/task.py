@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from denoise_tasks.options import TrainConfig
 from img2img_recon.support.errors import InputError
-from img2img_recon.training.run_folder import RunFolder, config_hash
+from img2img_recon.training.run_folder import RunFolder, config_hash, data_digest
 from img2img_recon.training.task import PreparedRun, Report, Task, TrainingParts, Workload
 
 if TYPE_CHECKING:
@@ -71,6 +71,15 @@ class PreparedDenoising(PreparedRun):
 
     train: TrainCrops
     val: EvalImages
+
+    def data_digest(self) -> str:
+        """Names and sizes of the images of both sides."""
+        stores = (self.train.clean, self.val.clean)
+        return data_digest(
+            (name, shape)
+            for store in stores
+            for name, shape in zip(store.names, store.shapes, strict=True)
+        )
 
     @property
     def train_images(self) -> int:
@@ -152,7 +161,7 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
         images, crop = self.train_images(config), config.crop_size or 1
         presented = (
             None
-            if images is None
+            if images is None or config.budget_min is not None
             else images * self.crops_per_image(config) * (config.max_epochs or 1)
         )
         return Workload((crop, crop), images, presented)
@@ -203,6 +212,7 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
             sigma=config.sigma,
             lr=config.lr or 1e-3,
             halve_at_epoch=config.halve_at_epoch or None,
+            optimizer=config.optimizer,
         )
 
     def build(self, prepared: PreparedDenoising) -> TrainingParts:

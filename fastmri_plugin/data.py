@@ -233,6 +233,11 @@ class SliceDataModule(pl.LightningDataModule):
             )
         )
 
+    def batch_names(self, batch: Any, batch_idx: int, side: str) -> list[str]:
+        """The slices of a batch."""
+        pairs = zip(batch.fname, batch.slice_num, strict=True)
+        return [f"{fname} slice {int(number)}" for fname, number in pairs]
+
     def train_dataloader(self) -> DataLoader:
         """Batches from where the run was interrupted, or from the epoch's start."""
         trainer = self.trainer

@@ -40,9 +40,10 @@ class _OnLightning2:
             step = max(batches // max(self.num_log_images, 1), 1)  # type: ignore[attr-defined]
             self.val_log_indices = list(range(0, batches, step))[: self.num_log_images]  # type: ignore[attr-defined]
 
-    def validation_step(self, *args: Any, **kwargs: Any) -> None:
+    def validation_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         logs = super().validation_step(*args, **kwargs)  # type: ignore[misc]
         self._validation_logs.append(self.validation_step_end(logs))  # type: ignore[attr-defined]
+        return logs["val_loss"]
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()  # type: ignore[misc]

@@ -15,7 +15,7 @@ from fastmri_plugin.recipes import FASTMRI_MODELS, KSPACE_MODELS
 from fastmri_plugin.transforms import KspaceSample
 from img2img_recon.metrics import ssim_loss
 from img2img_recon.networks.zoo import MODELS, build_model
-from img2img_recon.training.trainer import one_cycle
+from img2img_recon.training.optimisers import configured, one_cycle
 from img2img_recon.wrappers import AnySize, Normalized
 
 LOGGED_IMAGES = 4
@@ -34,9 +34,10 @@ class _ImageModule(MriModule):
 
     Args:
         network: what `reconstruct` calls; here it maps (B, 1, H, W) of any size to the same.
-        lr: highest learning rate of Adam.
+        lr: highest learning rate.
         lr_interval: "epoch" as the paper steps its one-cycle schedule, or "step".
         kspace_loss: weight of `kspace_l1`, which is added to 1 - SSIM in training.
+        optimizer: see `img2img_recon.training.optimisers.make_optimizer`.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class _ImageModule(MriModule):
         lr: float,
         lr_interval: str = "epoch",
         kspace_loss: float = 0.0,
+        optimizer: str = "adam",
     ) -> None:
         super().__init__(num_log_images=LOGGED_IMAGES)
         self.network = network
         self.lr = lr
         self.lr_interval = lr_interval
         self.kspace_loss = kspace_loss
+        self.optimizer = optimizer
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Reconstruct images (B, H, W) of any size; same shape and units, float32."""
@@ -91,19 +94,17 @@ class _ImageModule(MriModule):
         }
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Adam under a linear one-cycle schedule (the paper's)."""
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
+        """The optimiser under a linear one-cycle schedule (the paper's), or by the time."""
+        return configured(self, self.optimizer, self.lr, self._schedule)
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         steps = self.trainer.max_epochs or 1
         if self.lr_interval == "step":
             # Not trainer.estimated_stepping_batches: it would start the loader before a resumed run
             # knows which epoch it is in and how far it has come.
             batches = self.trainer.datamodule.batches_per_epoch()
             steps *= -(-batches // self.trainer.accumulate_grad_batches)
-        schedule = one_cycle(optimizer, self.lr, max(steps, 2))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": self.lr_interval},
-        }
+        return {"scheduler": one_cycle(optimizer, max(steps, 2)), "interval": self.lr_interval}
 
 
 class _KspaceModule(_ImageModule):
@@ -155,6 +156,7 @@ def build_module(
     lr: float | None,
     lr_interval: str,
     kspace_loss: float = 0.0,
+    optimizer: str = "adam",
 ) -> MriModule:
     """The Lightning module of a model.
 
@@ -166,6 +168,7 @@ def build_module(
         lr: highest learning rate.
         lr_interval: see `ImageModule`, as `kspace_loss`.
         kspace_loss: see there; fastMRI's modules have no such term.
+        optimizer: see `ImageModule`.
 
     Raises:
         InputError: options that do not go together.
@@ -176,4 +179,4 @@ def build_module(
         return module_class(**options, **rate, num_log_images=LOGGED_IMAGES)
     assert lr is not None
     module_class = KspaceModule if name in KSPACE_MODELS else ImageModule
-    return module_class(build_network(name, options), lr, lr_interval, kspace_loss)
+    return module_class(build_network(name, options), lr, lr_interval, kspace_loss, optimizer)

@@ -17,7 +17,7 @@ from img2img_recon.support.cli import flag
 from img2img_recon.support.errors import InputError, named
 from img2img_recon.support.types import NonNegativeFloat, UnitShare
 from img2img_recon.training.options import TrainingFlags
-from img2img_recon.training.run_folder import RunFolder, config_hash
+from img2img_recon.training.run_folder import RunFolder, config_hash, data_digest
 from img2img_recon.training.task import PreparedRun, Report, Task, TrainingParts, Workload
 
 if TYPE_CHECKING:
@@ -89,6 +89,12 @@ class MriRun(PreparedRun):
     train: list[VolumeInfo]
     val: list[VolumeInfo]
 
+    def data_digest(self) -> str:
+        """Names, sizes and headers of the volumes of both sides."""
+        return data_digest(
+            (volume.path.name, replace(volume, path=Path())) for volume in (*self.train, *self.val)
+        )
+
 
 class MriTask(Task[TrainConfig, MriRun]):
     """Accelerated MRI: zero-filled or measured k-space to magnitude images."""
@@ -110,6 +116,11 @@ class MriTask(Task[TrainConfig, MriRun]):
         own = given.model in FASTMRI_MODELS
         flags = {**recipe.flags, **recipe.model_flags.get(given.model, {})}
         config = given.filled(flags, ("lr", "lr_interval") if own else ())
+        if own and (given.optimizer != "adam" or given.budget_min is not None):
+            raise InputError(
+                f"--optimizer, --budget_min: {given.model} brings its own optimiser and schedule; "
+                "leave both out"
+            )
         masks = config.masks()
         for name in config.baselines or ():
             if name not in METHODS:
@@ -248,6 +259,7 @@ class MriTask(Task[TrainConfig, MriRun]):
             config.lr,
             config.lr_interval or "epoch",
             config.kspace_loss,
+            config.optimizer,
         )
         if config.compile:
             compile_networks(module)

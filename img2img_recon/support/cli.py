@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from img2img_recon.support.errors import InputError
+from img2img_recon.support.errors import InputError, TrainingError
 from img2img_recon.support.files import NO_ROOM, no_room
 from img2img_recon.support.flags import Flag, flag, flags_of, network_options, refusal, typed
 from img2img_recon.support.help_text import Defaults, help_text
@@ -21,6 +21,7 @@ __all__ = ["Flag", "config_from", "flag", "flags_of", "network_options", "parse_
 
 ConfigT = TypeVar("ConfigT")
 
+EXIT_FAULT = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
@@ -230,7 +231,7 @@ def script(main: Callable[[Sequence[str] | None], None]) -> Callable[..., None]:
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
-    """Run a script's `main` and exit: 0 when done, 2 with one line on what cannot be used, 130 on Ctrl-C."""
+    """Run a script's `main` and exit: 0 when done, 130 on Ctrl-C; with one line, 1 on a fault, 2 on bad input."""
     for stream in (sys.stdout, sys.stderr):
         # Names of files may hold bytes that are no text.
         if isinstance(stream, io.TextIOWrapper):
@@ -240,6 +241,9 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     except InputError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from None
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_FAULT) from None
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise

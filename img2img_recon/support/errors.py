@@ -1,4 +1,4 @@
-"""The one exception that means "what you gave cannot be used"."""
+"""Exceptions that a script answers with one line: what was given cannot be used, a training went wrong."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ class InputError(ValueError):
     The message is one line that names the flag or file, what was given and what is allowed. Libraries
     raise it; scripts print it and exit with status 2 (`img2img_recon.support.cli.run_script`).
     """
+
+
+class TrainingError(RuntimeError):
+    """A training's numbers are no longer finite; scripts print the message and exit with status 1."""
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from img2img_recon.support.files import atomic_path
 from img2img_recon.trained import load_checkpoint
+from img2img_recon.training.faults import fault
+from img2img_recon.training.optimisers import AverageWeights
 from img2img_recon.training.preemption import STOP_REQUEST, RunStopped
 from img2img_recon.training.run_folder import RunFolder
 
@@ -56,13 +58,22 @@ class RunCheckpoints(Callback):
         monitor: logged name of the metric.
         mode: "max" or "min", which of two scores is better.
         every_n_steps: optimiser steps between two saves within an epoch; 0 for none.
+        average: of the weights, which is then what checkpoints hold as weights.
     """
 
-    def __init__(self, run: RunFolder, monitor: str, mode: str, every_n_steps: int) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        monitor: str,
+        mode: str,
+        every_n_steps: int,
+        average: AverageWeights | None = None,
+    ) -> None:
         self.run = run
         self.monitor = monitor
         self.sign = {"max": 1.0, "min": -1.0}[mode]
         self.every_n_steps = every_n_steps
+        self.average = average
         self.best_score: float | None = None
         self.best_epoch: int | None = None
         self.seconds_before = 0.0
@@ -95,7 +106,7 @@ class RunCheckpoints(Callback):
             return
         stop = STOP_REQUEST.agreed(trainer)
         if stop or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
-            trainer.save_checkpoint(self.run.last_checkpoint, weights_only=False)
+            self._save(trainer, module, self.run.last_checkpoint)
         if stop:
             raise RunStopped(f"{self.run.path}: stopped at step {trainer.global_step}")
 
@@ -107,10 +118,26 @@ class RunCheckpoints(Callback):
             known = self.best_score is not None and math.isfinite(self.best_score)
             if not known or self.sign * score > self.sign * (self.best_score or 0.0):
                 self.best_score, self.best_epoch = score, trainer.current_epoch
-                trainer.save_checkpoint(self.run.best_checkpoint, weights_only=True)
-        trainer.save_checkpoint(self.run.last_checkpoint, weights_only=False)
+                self._save(trainer, module, self.run.best_checkpoint, weights_only=True)
+        self._save(trainer, module, self.run.last_checkpoint)
         if STOP_REQUEST.agreed(trainer):
             raise RunStopped(f"{self.run.path}: stopped after epoch {trainer.current_epoch}")
+
+    def _save(
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        path: Path,
+        weights_only: bool = False,
+    ) -> None:
+        """Write a checkpoint, unless the weights are broken: it would be where a restart begins."""
+        if not all(bool(weights.isfinite().all()) for weights in module.parameters()):
+            raise fault(self.run, trainer, "weights are not finite")
+        if self.average is not None:
+            self.average.swap(module)
+        trainer.save_checkpoint(path, weights_only=weights_only)
+        if self.average is not None:
+            self.average.swap(module)
 
     def state_dict(self) -> dict[str, Any]:
         """The best score and the time so far."""

@@ -10,6 +10,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 
+from img2img_recon.training.optimisers import Budget
+
 
 def progress_callback(wanted: bool, monitor: str) -> Callback:
     """Bars on a terminal if they are wanted, else a line per epoch; both on the standard error.
@@ -82,8 +84,11 @@ class EpochLines(Callback):
         shown = ", ".join(f"{name} {value:.5g}" for name, value in values.items())
         speed = self.batches / max(self.trained - self.epoch_started, 1e-9)
         seconds = (time.perf_counter() - self.started) / (epoch - self.first_epoch)
-        left = in_words(seconds * (epochs - epoch))
-        line = f"epoch {epoch}/{epochs}: {shown}; lr {self.rate:.3g}, {speed:.3g} batches/s, {left} left"
+        budget = next((c for c in trainer.callbacks if isinstance(c, Budget)), None)  # type: ignore[attr-defined]
+        remaining = seconds * (epochs - epoch) if budget is None else budget.seconds - budget.used
+        left = in_words(max(remaining, 0))
+        of = f"/{epochs}" if budget is None else ""
+        line = f"epoch {epoch}{of}: {shown}; lr {self.rate:.3g}, {speed:.3g} batches/s, {left} left"
         print(line, file=sys.stderr, flush=True)
 
 

@@ -13,6 +13,7 @@ from img2img_recon.support.types import (
     Devices,
     NonNegativeFloat,
     NonNegativeInt,
+    OpenUnitInterval,
     PositiveFloat,
     PositiveInt,
     Strategy,
@@ -62,6 +63,21 @@ class TrainingFlags:
     max_epochs: PositiveInt | None = flag(None, help="epochs", group="training", basic=True)
     lr: PositiveFloat | None = flag(
         None, help="highest learning rate", group="training", basic=True
+    )
+    optimizer: Literal["adam", "adamw", "muon"] = flag(
+        "adam",
+        help="muon: on the inner matrices, AdamW at a tenth of --lr on the rest",
+        group="training",
+    )
+    budget_min: PositiveFloat | None = flag(
+        None,
+        help="train for so many minutes instead of epochs; the rate falls at their end",
+        group="training",
+    )
+    ema: OpenUnitInterval | None = flag(
+        None,
+        help="validate and keep an average of the weights with this decay, 0.999 say",
+        group="training",
     )
     gradient_clip_val: NonNegativeFloat | None = flag(
         None, help="clip the gradient to this norm; 0 for none", group="training"

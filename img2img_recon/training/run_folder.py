@@ -17,7 +17,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -38,6 +38,15 @@ RECORDED_PACKAGES = (
     "bm3d",
     "submitit",
 )
+
+# Where a run computes; it may change when the run goes on.
+PLACES = ("devices", "num_nodes", "strategy")
+
+
+def data_digest(files: Iterable[Any]) -> str:
+    """Ten hexadecimal digits of what identifies files of data: names, sizes, headers; not where they lie."""
+    text = json.dumps(sorted(str(one) for one in files))
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:10]
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -93,6 +102,11 @@ class RunFolder:
         return self.path / "config.json"
 
     @property
+    def environment_file(self) -> Path:
+        """What the run was made with, and how it went on."""
+        return self.path / "environment.json"
+
+    @property
     def metrics_file(self) -> Path:
         """The results; its presence says that the run is finished."""
         return self.path / "metrics.json"
@@ -142,12 +156,19 @@ class RunFolder:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def claim(self, config: Mapping[str, Any], dry: bool = False) -> None:
-        """Make the folder this configuration's, or find that it already is.
+    def claim(self, config: Mapping[str, Any], dry: bool = False, data: str = "") -> dict[str, Any]:
+        """Make the folder this configuration's, or find that it already is, or that it can go on with it.
+
+        A run goes on with more epochs, on other devices, and with data that were moved: `continued` in
+        environment.json then says what changed.
 
         Args:
             config: the resolved configuration.
             dry: only check; write nothing.
+            data: a digest of the data's files, which tells moved data from others.
+
+        Returns:
+            What changed, by key: the stored value and the new one.
 
         Raises:
             InputError: it belongs to another configuration (the differing keys are named), holds other
@@ -156,9 +177,12 @@ class RunFolder:
         wanted = json.loads(json.dumps(config, default=str))
         if self.config_file.exists():
             stored = self.config()
-            differing = sorted(
-                key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key)
-            )
+            changes = {
+                key: [stored.get(key), wanted.get(key)]
+                for key in sorted(stored.keys() | wanted.keys())
+                if stored.get(key) != wanted.get(key)
+            }
+            differing = [key for key in changes if not self._goes_on(changes, key, data)]
             if differing:
                 key = differing[0]
                 more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
@@ -167,7 +191,14 @@ class RunFolder:
                     f"({key}: {stored.get(key)!r} there, {wanted.get(key)!r} here{more}); "
                     "give another --run or the same flags"
                 )
-            return
+            if changes and not dry:
+                self._record(changes)
+                # A recipe's halving that lies in the past stays where it was.
+                kept = {key: stored[key] for key in ("halve_at_epoch",) if key in changes}
+                write_json(self.config_file, wanted | kept)
+                if "max_epochs" in changes:
+                    self.metrics_file.unlink(missing_ok=True)
+            return changes
         own = ("environment.json",)  # left behind by a run killed while it claimed the folder
         if self.path.is_dir() and any(
             item.name not in own and not item.name.startswith(".") for item in self.path.iterdir()
@@ -176,10 +207,37 @@ class RunFolder:
                 f"--run: {self.path} holds files but no config.json; give a new or empty folder"
             )
         if dry:
-            return
+            return {}
         writable_folder(self.path, "--run")
         write_json(self.config_file, wanted)
-        write_json(self.path / "environment.json", environment())
+        write_json(self.environment_file, environment() | {"data": data})
+        return {}
+
+    def _goes_on(self, changes: Mapping[str, list[Any]], key: str, data: str) -> bool:
+        """Whether the run goes on as the same one with this change."""
+        old, new = changes[key]
+        if key == "max_epochs":
+            return None not in (old, new) and new > old
+        if key == "halve_at_epoch":
+            return bool(old) and bool(new) and "max_epochs" in changes
+        if key == "data_path":
+            return bool(data) and self._environment().get("data") == data
+        return key in PLACES
+
+    def _environment(self) -> dict[str, Any]:
+        try:
+            return json.loads(self.environment_file.read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def _record(self, changes: Mapping[str, Any]) -> None:
+        """Add to the run's record what changed, and what it changed on."""
+        stored, now = self._environment(), environment()
+        step = {key: now[key] for key in ("git_revision", "command", "system")} | {
+            "changed": changes
+        }
+        continued = [*stored.get("continued", ()), step]
+        write_json(self.environment_file, stored | {"continued": continued})
 
     def remove_leftovers(self) -> None:
         """Delete temporaries that killed writers left; only for who holds the lock."""

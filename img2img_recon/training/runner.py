@@ -8,9 +8,11 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 
 from img2img_recon.networks.base import count_parameters
+from img2img_recon.support.errors import TrainingError
 from img2img_recon.support.files import write_json
 from img2img_recon.support.progress import Track, bar, silent
 from img2img_recon.training.checkpoints import RunCheckpoints
+from img2img_recon.training.faults import not_finite
 from img2img_recon.training.run_folder import RunFolder
 from img2img_recon.training.task import PreparedRun, Report, Task, TrainingParts
 
@@ -71,21 +73,28 @@ def run_prepared(task: Task, prepared: PreparedRun) -> dict[str, Any]:
         InputError: the folder belongs to another configuration or another process is working in it.
     """
     run = prepared.run
-    run.claim(prepared.content, dry=True)
-    metrics = run.metrics()
+    data = prepared.data_digest()
+    changes = run.claim(prepared.content, dry=True, data=data)
+    metrics = None if "max_epochs" in changes else run.metrics()
     parts = task.build(prepared) if metrics is None else None
     if not is_first_process():
         if parts is not None:
             fit(run, parts)
         return {}
     with run.locked():
-        run.claim(prepared.content)
+        run.claim(prepared.content, data=data)
+        for key, (old, new) in changes.items():
+            prepared.report(f"going on with --{key} {new} (it was {old})")
         run.remove_leftovers()
         if parts is not None:
             resuming = "; resuming" if run.last_checkpoint.is_file() else ""
             prepared.report(f"{task.describe(prepared, parts)}; run folder {run.path}{resuming}")
             fitted = fit(run, parts)
             metrics = task.score(prepared) | fitted
+            if (place := not_finite(metrics)) is not None:
+                raise TrainingError(
+                    f"{run.path}: the score {place} is NaN; metrics.json is not written"
+                )
             write_json(run.metrics_file, metrics)
         else:
             prepared.report(f"{run.path} is finished; its results:")

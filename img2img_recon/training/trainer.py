@@ -15,12 +15,13 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.seeds import seed_of
 from img2img_recon.training.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from img2img_recon.training.epoch_lines import progress_callback
+from img2img_recon.training.faults import StopAtFaults
+from img2img_recon.training.optimisers import AverageWeights, Budget, StretchSchedule
 from img2img_recon.training.options import TrainingFlags
 from img2img_recon.training.run_folder import RunFolder
 
@@ -74,17 +75,6 @@ class AverageBuffers(Callback):
                 buffer.copy_(trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))
 
 
-def one_cycle(optimizer: torch.optim.Optimizer, max_lr: float, total_steps: int) -> LRScheduler:
-    """Linear one-cycle schedule: up to `max_lr` over the first 30 %, then down to almost nothing."""
-    return OneCycleLR(
-        optimizer,
-        max_lr=max_lr,
-        total_steps=total_steps,
-        anneal_strategy="linear",
-        cycle_momentum=False,
-    )
-
-
 def _devices(given: str) -> str | int | list[int]:
     if given == "auto":
         return given
@@ -131,17 +121,23 @@ def make_trainer(
     """
     quiet_lightning()
     devices = _devices(config.devices)
+    budget = [Budget(config.budget_min)] if config.budget_min else []
+    averages = [AverageWeights(config.ema)] if config.ema else []
     own: list[Callback] = [
         SeedEachBatch(config.seed),
         AverageBuffers(),
-        RunCheckpoints(run, monitor, mode, config.checkpoint_every_n_steps),
+        StretchSchedule(),
+        *budget,
+        *averages,
+        StopAtFaults(run, monitor),
+        RunCheckpoints(run, monitor, mode, config.checkpoint_every_n_steps, *averages),
         progress_callback(config.progress, monitor),
     ]
     if config.gradient_clip_val:
         own.append(ClipGradients(config.gradient_clip_val, config.gradient_clip_norm_type or 2.0))
     try:
         return pl.Trainer(
-            max_epochs=config.max_epochs or 1,
+            max_epochs=-1 if budget else config.max_epochs or 1,
             precision=config.precision,
             accelerator=config.accelerator,
             devices=devices,
