@@ -255,7 +255,7 @@ def gaussian_images(
             held,
             windows_of(held, 1, MIN_SCORED),
             protocol=config.protocol or "standard",
-            sigma=config.sigma,
+            sigma=config.level,
         ),
     )
 

@@ -28,13 +28,13 @@ from img2img_recon.training.optimisers import configured, one_cycle
 
 
 def add_noise(
-    clean: Tensor, sigma: float, protocol: str, seeds: Sequence[int] | None = None
+    clean: Tensor, sigma: float | Tensor, protocol: str, seeds: Sequence[int] | None = None
 ) -> Tensor:
     """A batch with training noise, drawn on the batch's device.
 
     Args:
         clean: (B, C, H, W) in [0, 1].
-        sigma: standard deviation in [0, 255] units.
+        sigma: standard deviation in [0, 255] units, one or (B, 1, 1, 1).
         protocol: `paper` clips the result to [0, 1].
         seeds: one per image for noise that is the same in every epoch; else torch's own generator.
     """
@@ -47,17 +47,24 @@ def add_noise(
             generator = torch.Generator().manual_seed(seed)
             draws.append(torch.randn(clean.shape[1:], generator=generator, dtype=clean.dtype))
         noise = torch.stack(draws).to(clean.device)
-    noisy = torch.add(clean, noise, alpha=image_units(sigma))
+    if isinstance(sigma, Tensor):
+        noisy = clean + noise * (sigma / 255)
+    else:
+        noisy = torch.add(clean, noise, alpha=image_units(sigma))
     return noisy.clamp_(0, 1) if protocol == "paper" else noisy
 
 
 class DenoisingModule(pl.LightningModule):
-    """Trains with the mean squared error on images in [0, 1].
+    """Trains with the (weighted) mean squared error on images in [0, 1].
 
     Args:
-        network: maps noisy images (B, C, H, W) of any size to denoised ones.
+        network: maps noisy images (B, C, H, W) of any size to denoised ones; it is told the noise level in
+            image units if it has a `noise_level_plane`.
         protocol: see `denoise_tasks.noise`; under `paper` the loss sees the output clipped to [0, 1].
-        sigma: of the training noise in [0, 255] units; None where the batches bring real noise.
+        sigma: of the training noise in [0, 255] units, or its range, drawn for each image; None where the
+            batches bring real noise.
+        level: of the validation noise, likewise.
+        loss: "mse", or "level", the error of each image over its level + 0.01 in image units.
         lr: (highest) learning rate.
         halve_at_epoch: halve the rate then; None for a linear one-cycle schedule over all steps.
         optimizer: see `img2img_recon.training.optimisers.make_optimizer`.
@@ -68,25 +75,30 @@ class DenoisingModule(pl.LightningModule):
         network: nn.Module,
         *,
         protocol: str,
-        sigma: float | None,
+        sigma: float | tuple[float, ...] | None,
         lr: float,
         halve_at_epoch: int | None,
         optimizer: str = "adam",
+        level: float | None = None,
+        loss: str = "mse",
     ) -> None:
         super().__init__()
         self.network = network
-        self.protocol, self.sigma = protocol, sigma
+        self.protocol, self.sigma, self.loss = protocol, sigma, loss
+        self.level = sigma if level is None else level
         self.lr, self.halve_at_epoch = lr, halve_at_epoch
         self.optimizer = optimizer
         self.validation_loss = MeanMetric()
         self.validation_psnr = MeanMetric()
 
-    def forward(self, noisy: Tensor) -> Tensor:
-        """Denoise (B, C, H, W) of any size; same shape, float32, not clipped."""
+    def forward(self, noisy: Tensor, level: Any = None) -> Tensor:
+        """Denoise (B, C, H, W) with noise of `level` ([0, 255] units); same shape, float32, not clipped."""
+        if getattr(self.network, "noise_level_plane", False):
+            return self.network(noisy, level / 255).float()
         return self.network(noisy).float()
 
-    def images(self, batch: TrainBatch) -> tuple[Tensor, Tensor]:
-        """Noisy and clean images, float32 (B, C, h, w), from a batch on the device."""
+    def images(self, batch: TrainBatch) -> tuple[Tensor, Tensor, Any]:
+        """Noisy and clean images, float32 (B, C, h, w), from a batch on the device, and the noise's level."""
         scale = batch.scale.view(-1, 1, 1, 1)
 
         def image(pixels: Tensor) -> Tensor:
@@ -94,24 +106,32 @@ class DenoisingModule(pl.LightningModule):
 
         clean = image(batch.clean)
         if batch.noisy is not None:
-            return image(batch.noisy), clean
+            return image(batch.noisy), clean, None
         assert self.sigma is not None
         seeds = None if batch.seeds is None else batch.seeds.tolist()
-        return add_noise(clean, self.sigma, self.protocol, seeds), clean
+        level: float | Tensor
+        if isinstance(self.sigma, tuple):
+            level = torch.empty(len(clean), 1, 1, 1, device=clean.device).uniform_(*self.sigma)
+        else:
+            level = self.sigma
+        return add_noise(clean, level, self.protocol, seeds), clean, level
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
-        """Mean squared error of a batch."""
-        noisy, clean = self.images(batch)
-        output = self(noisy)
+        """The loss of a batch."""
+        noisy, clean, level = self.images(batch)
+        output = self(noisy, level)
         if self.protocol == "paper":
             output = output.clamp(0, 1)
-        loss = torch.nn.functional.mse_loss(output, clean)
+        if self.loss == "level":
+            loss = ((output - clean).square() / (level / 255 + 0.01)).mean()
+        else:
+            loss = torch.nn.functional.mse_loss(output, clean)
         self.log("train_loss", loss.detach(), prog_bar=True, batch_size=len(clean))
         return loss
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> Tensor:
         """The error; add an image's error and PSNR to the means over all images, of all processes."""
-        denoised = clip_and_round(self(batch.noisy), self.protocol)
+        denoised = clip_and_round(self(batch.noisy, self.level), self.protocol)
         error = (denoised - batch.clean).square().mean()
         self.validation_loss.update(error)
         self.validation_psnr.update(-10 * torch.log10(error.clamp_min(1e-12)))

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from img2img_recon.support.cli import flag
+from img2img_recon.support.errors import InputError
 from img2img_recon.support.types import (
     GreyLevels,
+    NonNegativeFloat,
     NonNegativeInt,
     OpenUnitInterval,
     PositiveInt,
@@ -26,8 +28,14 @@ class TrainConfig(TrainingFlags):
     task: Literal["gaussian", "pairs"] = flag(
         help="clean images plus Gaussian noise, or noisy/clean pairs", group="data", basic=True
     )
-    sigma: GreyLevels | None = flag(
-        None, help="noise that is added, of 255 grey levels (gaussian)", group="data", basic=True
+    sigma: GreyLevels | tuple[NonNegativeFloat, ...] | None = flag(
+        None,
+        help="noise that is added, of 255 grey levels; two for one network from LOW to HIGH (gaussian)",
+        group="data",
+        basic=True,
+    )
+    loss: Literal["mse", "level"] = flag(
+        "mse", help="squared error, or that over sigma / 255 + 0.01 (gaussian)", group="training"
     )
     data_path: Path | None = flag(
         None,
@@ -76,3 +84,22 @@ class TrainConfig(TrainingFlags):
     halve_at_epoch: NonNegativeInt | None = flag(
         None, help="halve the learning rate then; 0 for a one-cycle schedule", group="training"
     )
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sigma, tuple):
+            return
+        if len(self.sigma) == 1 and self.sigma[0] > 0:
+            object.__setattr__(self, "sigma", self.sigma[0])
+        elif len(self.sigma) != 2 or not self.sigma[0] < self.sigma[1] <= 255:
+            given = " ".join(f"{one:g}" for one in self.sigma)
+            raise InputError(
+                f"--sigma: given {given}, allowed: one level above 0, or the lowest and the highest of "
+                "many, as 0 75; at most 255"
+            )
+        elif self.fixed_noise:
+            raise InputError("--fixed_noise: only with one --sigma")
+
+    @property
+    def level(self) -> float | None:
+        """The noise that validates, of 255 grey levels: that of training, or the middle of its range."""
+        return sum(self.sigma) / 2 if isinstance(self.sigma, tuple) else self.sigma

@@ -183,7 +183,8 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
 
     def default_run(self, config: TrainConfig, content: Mapping[str, Any]) -> Path:
         """`runs/<task>-<sigma>-<model>-<hash>`."""
-        level = f"-{config.sigma:g}" if config.sigma is not None else ""
+        levels = config.sigma if isinstance(config.sigma, tuple) else (config.sigma,)
+        level = "".join(f"-{one:g}" for one in levels if one is not None)
         return Path("runs") / f"{self.name}{level}-{config.model}-{config_hash(content)}"
 
     @abstractmethod
@@ -210,6 +211,8 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
             self.network(config),
             protocol=config.protocol or "standard",
             sigma=config.sigma,
+            level=config.level,
+            loss=config.loss,
             lr=config.lr or 1e-3,
             halve_at_epoch=config.halve_at_epoch or None,
             optimizer=config.optimizer,
@@ -273,7 +276,7 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
         return {
             "task": self.name,
             "model": config.model,
-            "sigma": config.sigma,
+            "sigma": config.level,
             "protocol": config.protocol,
             "train_images": prepared.train_images,
             "scored_on": "validation images; the checkpoint was chosen on them too",
@@ -300,9 +303,11 @@ class GaussianTask(DenoisingTask):
 
     def recipe(self, given: TrainConfig) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """The paper's, or what fits a laptop for the built-in photographs."""
+        many = isinstance(given.sigma, tuple) and given.model.startswith("window_mixer")
+        plane = {"noise_level_plane": True} if many else {}
         if given.data_path is not None:
-            return GAUSSIAN_RECIPE, {}
-        return LAPTOP_RECIPE, LAPTOP_NETWORKS.get(given.model, {})
+            return GAUSSIAN_RECIPE, plane
+        return LAPTOP_RECIPE, LAPTOP_NETWORKS.get(given.model, {}) | plane
 
     def train_images(self, config: TrainConfig) -> int | None:
         """Of a folder only what `--train_images` says; the built-in photographs are known."""
@@ -323,7 +328,7 @@ class GaussianTask(DenoisingTask):
         from denoise_tasks.data import gaussian_images
         from denoise_tasks.noise import unit_hint
 
-        if hint := unit_hint(config.sigma or 1):
+        if hint := unit_hint(config.level or 1):
             report(f"note: {hint}")
         if config.data_path is None:
             report(
@@ -344,6 +349,10 @@ class PairsTask(DenoisingTask):
         super().check_flags(given)
         if given.protocol == "paper":
             raise InputError("--protocol: only for --task gaussian, given --task pairs")
+        if given.loss != "mse" or given.options.get("noise_level_plane"):
+            raise InputError(
+                "--loss, --noise_level_plane: only where the level is known, --task gaussian"
+            )
         if given.data_path is None:
             raise InputError(
                 "--data_path: missing; --task pairs needs SIDD's folder or a folder of noisy/clean pairs"

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
+import denoise_tasks
 from denoise_tasks.data import TrainBatch
 from denoise_tasks.methods import Denoiser
 from denoise_tasks.module import DenoisingData, DenoisingModule, add_noise, make_loader
+from denoise_tasks.options import TrainConfig
 from denoise_tasks.scoring import mean_scores, score_cases
+from denoise_tasks.task import TASKS
+from img2img_recon.support.errors import InputError
 from img2img_recon.symmetries import orient
 from img2img_recon.training.batches import ShuffledBatches
 from img2img_recon.wrappers import Residual
@@ -40,7 +47,7 @@ def test_pairs_are_turned_alike_and_divided_by_their_scale():
     pixels = torch.randint(0, 256, (3, 6, 6, 3), dtype=torch.uint8)
     numbers = torch.tensor([0, 5, 7])
     batch = TrainBatch(pixels, pixels // 2, torch.tensor([255.0, 128.0, 255.0]), numbers, None)
-    noisy, clean = module_of(nn.Identity(), sigma=None).images(batch)
+    noisy, clean, _ = module_of(nn.Identity(), sigma=None).images(batch)
     for image, half, whole, number, scale in zip(
         pixels, noisy, clean, numbers.tolist(), (255, 128, 255), strict=True
     ):
@@ -100,3 +107,50 @@ def test_data_modules_split_the_training_set_over_processes(photos):
     data = DenoisingData(prepared.train, prepared.val, 2, 0, seed=1)
     seen = [key.number for rank in (0, 1) for batch in data.batches(rank, 2) for key in batch]
     assert set(seen) == set(range(len(prepared.train)))
+
+
+class Plane(nn.Module):
+    """Gives back the level that it is told, and keeps it."""
+
+    noise_level_plane = True
+
+    def forward(self, image: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        self.told = sigma
+        return image * 0
+
+
+def test_a_range_of_levels_is_drawn_for_each_image_told_and_weighs_its_error():
+    torch.manual_seed(0)
+    pixels = torch.full((16, 60, 60, 3), 128, dtype=torch.uint8)
+    batch = TrainBatch(pixels, None, torch.full((16,), 255.0), torch.zeros(16).long(), None)
+    module = DenoisingModule(
+        Plane(), protocol="standard", sigma=(10.0, 60.0), lr=1.0, halve_at_epoch=None, loss="level"
+    )
+    module.log = lambda *_, **__: None
+    noisy, clean, level = module.images(batch)
+    spread = (noisy - clean).flatten(1).std(1) * 255
+    torch.testing.assert_close(spread, level.flatten(), rtol=0.05, atol=0)
+    assert level.min() < 20 < 50 < level.max() <= 60
+    loss = module.training_step(batch, 0)
+    torch.testing.assert_close(
+        loss, ((128 / 255) ** 2 / (module.network.told.flatten() + 0.01)).mean()
+    )
+
+
+@pytest.mark.parametrize("words", [(0.0,), (50.0, 10.0), (1.0, 2.0, 3.0), (0.0, 300.0)])
+def test_ranges_that_are_none_are_refused(words):
+    with pytest.raises(InputError, match="--sigma: given"):
+        TrainConfig(task="gaussian", sigma=words)
+    assert TrainConfig(task="gaussian", sigma=(25.0,)).sigma == 25.0
+    assert TrainConfig(task="gaussian", sigma=(0.0, 75.0)).level == 37.5
+
+
+def test_the_release_recipe_is_a_configuration_of_one_network_for_all_levels():
+    recipe = Path(denoise_tasks.__file__).parent / "recipes" / "denoise-color.yaml"
+    values = yaml.safe_load(recipe.read_text())
+    task = TASKS["gaussian"]
+    config = task.resolve(task.config(values))
+    network = task.network(config)
+    assert config.sigma == (0.0, 75.0)
+    assert network.noise_level_plane
+    assert 2e5 < sum(p.numel() for p in network.parameters()) < 1e6
