@@ -56,7 +56,7 @@ def measure(prepared: PreparedDenoising) -> dict[str, Any]:
         moved = type(batch)(
             *(value.to(device) if torch.is_tensor(value) else value for value in batch)
         )
-        noisy, clean = module.images(moved)
+        noisy, clean, _ = module.images(moved)
         loss = torch.nn.functional.mse_loss(module(noisy), clean)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
