@@ -256,7 +256,7 @@ class TrainedDenoiser(Denoiser):
         from img2img_recon.denoising import clean_images
 
         with torch.inference_mode():
-            image = torch.from_numpy(np.ascontiguousarray(np.moveaxis(noisy, 2, 0)))[None]
+            image = torch.from_numpy(np.ascontiguousarray(noisy)).permute(2, 0, 1)[None]
             level = None if sigma is None else torch.tensor([sigma], device=self.device)
             output = clean_images(self._mapping, image.to(self.device), level)
             return output[0].permute(1, 2, 0).float().cpu().numpy()

@@ -78,3 +78,19 @@ def test_what_cannot_be_opened_or_saved(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
         network.save(tmp_path / "file" / "a.safetensors")
+
+
+def test_networks_of_mri_are_opened_by_their_own_package(tmp_path: Path) -> None:
+    """By the same `load`, though they map k-space and not images."""
+    pytest.importorskip("fastmri")
+    from fastmri_plugin.module import build_network
+    from fastmri_plugin.shipped import package
+    from fastmri_plugin.task import KSPACE_MODELS
+
+    options = KSPACE_MODELS["unrolled_mixer"].complete("unrolled_mixer", {"cascades": 1})
+    network = build_network("unrolled_mixer", options)
+    path = tmp_path / "mri-mine.safetensors"
+    package(path, network.state_dict(), options, "multicoil")
+    opened = load(path, tasks=("mri",))
+    for key, weight in network.state_dict().items():
+        assert torch.equal(opened.state_dict()[key], weight)
