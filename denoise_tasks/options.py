@@ -88,7 +88,7 @@ class TrainConfig(TrainingFlags):
     def __post_init__(self) -> None:
         if not isinstance(self.sigma, tuple):
             return
-        if len(self.sigma) == 1 and self.sigma[0] > 0:
+        if len(self.sigma) == 1 and 0 < self.sigma[0] <= 255:
             object.__setattr__(self, "sigma", self.sigma[0])
         elif len(self.sigma) != 2 or not self.sigma[0] < self.sigma[1] <= 255:
             given = " ".join(f"{one:g}" for one in self.sigma)

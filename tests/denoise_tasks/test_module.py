@@ -137,7 +137,7 @@ def test_a_range_of_levels_is_drawn_for_each_image_told_and_weighs_its_error():
     )
 
 
-@pytest.mark.parametrize("words", [(0.0,), (50.0, 10.0), (1.0, 2.0, 3.0), (0.0, 300.0)])
+@pytest.mark.parametrize("words", [(0.0,), (256.0,), (50.0, 10.0), (1.0, 2.0, 3.0), (0.0, 300.0)])
 def test_ranges_that_are_none_are_refused(words):
     with pytest.raises(InputError, match="--sigma: given"):
         TrainConfig(task="gaussian", sigma=words)
