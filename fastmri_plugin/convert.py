@@ -41,7 +41,7 @@ class ConvertConfig(ReadFlags):
     split: str = flag(
         "train", help="train or val; test splits are made from val by freeze_split.py"
     )
-    challenge: Challenge = flag("singlecoil", help="whether volumes have a coil axis")
+    challenge: Challenge = flag("singlecoil", help="whether volumes have a coil axis", basic=True)
     slices_per_volume: PositiveInt | None = flag(
         None, help="cut the slices into volumes of this many; default: one volume"
     )
