@@ -123,7 +123,7 @@ class WindowMixer(Network):
         self.check_image(image)
         level = self._noise_level(image, sigma)
         unit, circular = self.size_unit, self.border == "circular"
-        height, width = (unit * (-(-side // unit) + (not circular)) for side in image.shape[-2:])
+        height, width = (unit * (-(-side // unit) + int(not circular)) for side in image.shape[-2:])
         padded, padding = pad_to(image, height, width, circular)
         whole = self.tile is None or max(height, width) <= self.tile or self.reach is None
         mapped = self._residual(padded, level) if whole else self._tiled(padded, level)

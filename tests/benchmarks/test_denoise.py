@@ -49,7 +49,7 @@ def test_benchmark_takes_the_unet_of_equal_size() -> None:
         (["denoise", "--run", "missing", "--megapixels", "0"], "--megapixels: given 0"),
         (["denoise", "--run", "missing", "--repeats", "0"], "--repeats: given 0"),
         (["denoise", "--run", "missing", "--unet_chans", "0"], "--unet_chans: given 0"),
-        (["denoise", "--run", "missing"], "no such checkpoint"),
+        (["denoise", "--run", "missing"], "there is no network 'missing'"),
     ],
 )
 def test_bad_input_of_the_benchmark(words: list[str], message: str) -> None:
