@@ -495,8 +495,10 @@ def test_a_photograph_without_further_words(
     with_method(tmp_path / "a.png", "--out", tmp_path / "half", *half)
     with_method(tmp_path / "a.png", "--out", tmp_path / "full", "--sigma", 20)
     source = read_picture(tmp_path / "a.png").pixels
-    half_way = (source + read_picture(tmp_path / "full/a.png").pixels) / 2
-    assert np.abs(read_picture(tmp_path / "half/a.png").pixels - half_way).max() < 1.1 / 255
+    full = read_picture(tmp_path / "full/a.png").pixels
+    difference = read_picture(tmp_path / "half/a.png").pixels - (source + full) / 2
+    # At black and white the whole was clipped, of which the half knows nothing.
+    assert np.abs(difference[(full > 0) & (full < 1)]).max() < 1.1 / 255
 
 
 @pytest.mark.parametrize("size", [(9, 9), (1, 40), (3, 3)])
