@@ -126,6 +126,8 @@ def find_cases(
         InputError: data that cannot be used, or none.
     """
     channels = runs[0].in_chans if runs else 3
+    # The package's own networks have no split of a folder.
+    runs = [run for run in runs if "data_path" in run.config]
     if config.split != "all":
         check_same_split(config, runs)
     if config.sidd_validation is not None:
@@ -235,17 +237,18 @@ def check_same_split(config: EvaluateConfig, runs: Sequence[TrainedDenoiser]) ->
 def notes(config: EvaluateConfig, run: TrainedDenoiser) -> list[str]:
     """What to bear in mind about the scores of a run."""
     found = []
-    other = [sigma for sigma in config.sigma if run.trained_sigma not in (None, sigma)]
+    trained = run.trained_levels
+    other = [s for s in config.sigma if trained and not trained[0] <= s <= trained[1]]
     if other:
         levels = ", ".join(map("{:g}".format, other))
-        found.append(f"{run.name} was trained for sigma {run.trained_sigma:g}, not {levels}")
-    protocol, own = config.protocol or "standard", run.config["protocol"]
+        found.append(f"{run.name} was trained for sigma {run.trained_words}, not {levels}")
+    protocol, own = config.protocol or "standard", run.config.get("protocol")
     if run.task == "gaussian" and config.sigma and own != protocol:
         found.append(
             f"{run.name} was trained under the protocol {own}, and is scored under {protocol}"
         )
     folder = config.data_path
-    if config.split == "all" and folder and str(folder.resolve()) == run.config["data_path"]:
+    if config.split == "all" and folder and str(folder.resolve()) == run.config.get("data_path"):
         found.append(f"{run.name} was trained on images of {folder}; --split leaves those out")
     return [f"note: {note}" for note in found]
 

@@ -245,6 +245,19 @@ class TrainedDenoiser(Denoiser):
         bound_tiles(self.network, tile, self.device)
         self._mapping = SelfEnsemble(self.network) if self_ensemble else self.network
 
+    @property
+    def trained_levels(self) -> tuple[float, float] | None:
+        """Least and greatest sigma of its training, of 255 grey levels; None for real noise."""
+        own = self.trained_sigma
+        if own is None:
+            return None
+        return (own[0], own[1]) if isinstance(own, Sequence) else (own, own)
+
+    @property
+    def trained_words(self) -> str:
+        """`trained_levels` in words."""
+        return " to ".join(f"{level:g}" for level in sorted(set(self.trained_levels or ())))
+
     def denoise(self, noisy: Image, sigma: float | None) -> Image:
         """See `Denoiser.denoise`; `sigma` says something only to networks trained for many levels.
 
@@ -272,20 +285,20 @@ class TrainedDenoiser(Denoiser):
 
     def level_warning(self, sigma: float, how: str) -> str | None:
         """See `Denoiser.level_warning`."""
-        own = self.trained_sigma
+        own = self.trained_levels
         if own is None:
             if how == "given" and not self.needs_sigma:
                 return (
                     f"sigma {sigma:g} given, but the network was trained on real noise of any level"
                 )
             return None
-        least, most = own if isinstance(own, Sequence) else (own, own)
+        least, most = own
         if (1 - LEVEL_TOLERANCE) * least <= sigma <= (1 + LEVEL_TOLERANCE) * most:
             return None
         direction = "too much is removed" if sigma < least else "noise will be left"
-        trained = " to ".join(f"{level:g}" for level in sorted({least, most}))
         return (
-            f"noise of sigma {sigma:.3g} {how}, the network was trained for {trained}: {direction}"
+            f"noise of sigma {sigma:.3g} {how}, the network was trained for {self.trained_words}: "
+            f"{direction}"
         )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastmri_plugin import Challenge
 from fastmri_plugin.framework import MriModule
 from fastmri_plugin.module import build_module, build_network
+from img2img_recon.networks.base import Described
 from img2img_recon.support.errors import InputError
 from img2img_recon.trained import load_weights, read_run
 from img2img_recon.weights_file import read_weights, write_weights
@@ -76,7 +77,11 @@ def load(word: str | Path) -> nn.Module:
     Raises:
         InputError: none of these, or not of MRI.
     """
-    return _network(open_module(find_network(word))[1])
+    description, module = open_module(find_network(word))
+    network = _network(module)
+    if isinstance(network, Described):
+        network.description = description
+    return network
 
 
 def package(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from img2img_recon.networks.base import Described
 from img2img_recon.networks.layers import TokenMixing
 from img2img_recon.networks.window_mixer import WindowMixer
 from img2img_recon.support.errors import InputError
@@ -16,7 +17,7 @@ DataConsistency = Literal["hard", "soft"]
 Sensitivities = Literal["learned", "espirit", "none"]
 
 
-class UnrolledMixer(nn.Module):
+class UnrolledMixer(Described):
     """Cascades that each subtract a mixer's output in image space and keep to the measured samples.
 
     As the end-to-end variational network (Sriram et al., MICCAI 2020, arXiv:2004.06688), with window mixers in

@@ -12,7 +12,32 @@ from img2img_recon.support.errors import InputError
 from img2img_recon.weights_file import write_weights
 
 
-class Network(nn.Module):
+class Described(nn.Module):
+    """A network that can be written to a file and opened again.
+
+    Attributes:
+        description: how to build it again, and what it was trained for; `build_model` and
+            `img2img_recon.load` state it.
+    """
+
+    description: Mapping[str, Any] | None = None
+
+    def save(self, path: Path | str) -> None:
+        """Write weights and description to a `.safetensors` file, which `img2img_recon.load` opens.
+
+        Raises:
+            InputError: another ending, a network without a description, or no room or right to write.
+        """
+        if Path(path).suffix != ".safetensors":
+            raise InputError(f"{path}: weights are written to a file that ends in .safetensors")
+        if self.description is None:
+            raise InputError(
+                f"{path}: this network does not say how it was built; save one of build_model or load"
+            )
+        write_weights(Path(path), self.state_dict(), self.description)
+
+
+class Network(Described):
     """A network that maps images (B, in_chans, H, W) to images (B, out_chans, H, W).
 
     Args:
@@ -23,14 +48,11 @@ class Network(nn.Module):
         min_size: least H and W.
 
     Attributes:
-        description: how to build it again, and what it was trained for; `build_model` and
-            `img2img_recon.load` state it.
         grid_divisor: what the numbers of patches along H and W must be divisible by, for networks with an
             `img_size`; a constant of the class, which `networks.zoo` reads from the source.
     """
 
     grid_divisor: ClassVar[int] = 1
-    description: Mapping[str, Any] | None = None
 
     def __init__(
         self,
@@ -68,20 +90,6 @@ class Network(nn.Module):
         ):
             return
         raise InputError(f"the image has shape {tuple(image.shape)}; it must be {self._wanted()}")
-
-    def save(self, path: Path | str) -> None:
-        """Write weights and description to a `.safetensors` file, which `img2img_recon.load` opens.
-
-        Raises:
-            InputError: another ending, a network without a description, or no room or right to write.
-        """
-        if Path(path).suffix != ".safetensors":
-            raise InputError(f"{path}: weights are written to a file that ends in .safetensors")
-        if self.description is None:
-            raise InputError(
-                f"{path}: this network does not say how it was built; save one of build_model or load"
-            )
-        write_weights(Path(path), self.state_dict(), self.description)
 
     def _wanted(self) -> str:
         chans = "channels" if self.in_chans is None else self.in_chans

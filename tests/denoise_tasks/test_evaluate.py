@@ -152,6 +152,17 @@ def test_what_runs_were_trained_for_is_noted(tmp_path, photos, capsys):
     assert "note: one was trained on images of" in said
 
 
+def test_the_packages_own_network_is_scored_at_its_levels(tmp_path, photos, capsys):
+    words = ["--run", "denoise-color", "--data_path", photos, "--sigma", 50, 90, "--limit", 1]
+    evaluate_script.main([*map(str, words), "--out", str(tmp_path / "out"), "--no_progress"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "note: denoise-color was trained for sigma 0 to 75, not 90" in said
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert content["methods"]["denoise-color"]["trained_for_sigma"] == [0, 75]
+    with pytest.raises(InputError, match="needs a --run that says how the data were split"):
+        evaluate_script.main([*map(str, words), "--split", "test", "--out", str(tmp_path / "no")])
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import fastmri_plugin
+import img2img_recon
 from fastmri_plugin import shipped
 from fastmri_plugin.kspace import center_crop, centred_fft, centred_ifft
 from fastmri_plugin.listing import list_volumes
@@ -96,6 +97,17 @@ def test_runs_open_as_files_do(tmp_path):
     again = fastmri_plugin.load(tmp_path / "x.ckpt")
     for name, value in module.network.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)
+
+
+def test_what_was_loaded_is_saved_and_opens_in_either_package(tmp_path, weights):
+    network = fastmri_plugin.load("mri-test-multicoil")
+    assert network.description["challenge"] == "multicoil"
+    network.save(tmp_path / "copy.safetensors")
+    for load in (fastmri_plugin.load, img2img_recon.load):
+        again = load(tmp_path / "copy.safetensors")
+        assert again.description == network.description
+        for name, value in network.state_dict().items():
+            assert torch.equal(again.state_dict()[name], value)
 
 
 def test_what_is_no_network_is_refused(tmp_path, weights):
