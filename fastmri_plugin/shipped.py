@@ -13,7 +13,7 @@ from fastmri_plugin.framework import MriModule
 from fastmri_plugin.module import build_module, build_network
 from img2img_recon.networks.base import Described
 from img2img_recon.support.errors import InputError
-from img2img_recon.trained import load_weights, read_run
+from img2img_recon.trained import find_checkpoint, load_weights, read_run
 from img2img_recon.weights_file import read_weights, write_weights
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -47,6 +47,7 @@ def open_module(source: Path) -> tuple[dict[str, Any], MriModule]:
     Raises:
         InputError: not of MRI, or weights of another network.
     """
+    source = find_checkpoint(source)
     if source.suffix == SUFFIX:
         config, state = read_weights(source)
         if config["task"] != "mri":

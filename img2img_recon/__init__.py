@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from img2img_recon.denoising import denoise
+    from img2img_recon.hub import from_pretrained
     from img2img_recon.metrics import SSIMLoss
     from img2img_recon.networks.mixers import Img2ImgMixer
     from img2img_recon.networks.published import load_reference_checkpoint
@@ -31,6 +32,7 @@ __all__ = [
     "SSIMLoss",
     "build_model",
     "denoise",
+    "from_pretrained",
     "list_models",
     "load",
     "load_reference_checkpoint",
@@ -46,6 +48,7 @@ _HOME = {
     "SSIMLoss": "metrics",
     "build_model": "networks.zoo",
     "denoise": "denoising",
+    "from_pretrained": "hub",
     "list_models": "networks.zoo",
     "load": "trained",
     "load_reference_checkpoint": "networks.published",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from img2img_recon.networks.window_mixer import WindowMixer
 from img2img_recon.support.errors import InputError
+from img2img_recon.support.progress import bar, silent
 from img2img_recon.trained import load, pick_device, shipped
 from img2img_recon.wrappers import AnySize
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Image = TypeVar("Image", "NDArray", Tensor)
 Sigma = float | Sequence[float] | Tensor | None
+ChannelAxis = int | Literal["auto"] | None
 
 # 100 of 255 grey levels: more noise than any network was trained for.
 LARGEST_SIGMA = 100 / 255
@@ -35,49 +37,90 @@ def denoise(
     image: Image,
     sigma: Sigma = None,
     *,
+    channel_axis: ChannelAxis = "auto",
     model: nn.Module | str | Path | None = None,
     strength: float = 1.0,
     tile: int | None = None,
     device: str | None = None,
+    progress: bool = False,
 ) -> Image:
-    """Take the noise out of an image.
+    """Take the noise out of an image, or out of a stack of them slice by slice.
+
+    Called as the functions of `skimage.restoration`, with one difference: the result has the dtype and the range
+    of what was given, where theirs is float in [0, 1].
 
     Args:
-        image: an array (H, W), (H, W, 1) or (H, W, 3), or a tensor (B, 1 or 3, H, W). Integers of 8 and 16 bits
-            (unsigned) span black to white; floats are taken as they are, with white at 1, and noise may lie
-            beyond [0, 1].
+        image: an array (H, W) or, with a channel axis, (H, W, 3); with more axes before these a stack, (Z, H, W)
+            or (Z, H, W, 3), whose slices are denoised one after the other as if each were alone. Or a tensor
+            (B, 1 or 3, H, W). Integers of 8 and 16 bits (unsigned) span black to white; floats are taken as
+            they are, with white at 1, and noise may lie beyond [0, 1].
         sigma: standard deviation of the noise in units of white, as 25 / 255 for 25 grey levels of 8 bits, whatever
-            the type of the image: one number, or for a tensor one per image. None estimates it.
+            the type of the image: one number, or one per slice or image of a tensor. None estimates it.
+        channel_axis: which axis of an array holds channels; None if there is none. Three are a colour, others
+            are denoised each by itself. "auto": the last axis of three or more if its length is 1 or 3.
         model: a network of `img2img_recon.load`, or what that opens: a name, a run folder or a file. None
             takes the one that comes with the package for grey or for colour.
         strength: how much of what was found to be noise is removed, 0 to 1: what stays looks like the noise did.
         tile: side in pixels of what is mapped at once, which bounds the memory; the networks that come with the
             package give the same whatever it is.
         device: as "cpu" or "cuda"; by default where a tensor is, and for arrays a GPU if there is one.
+        progress: show on the standard error how many slices of a stack are done.
 
     Returns:
         The same type, shape and, rounded and clipped where it holds integers, dtype.
 
     Raises:
-        InputError: an image, a sigma or a network that cannot be used.
+        InputError: an image, a sigma or a network that cannot be used; no slice is denoised before all are checked.
     """
     if not 0 <= strength <= 1:
         raise InputError(
             f"strength: given {strength:g}, allowed: 0 to 1, the share that is removed"
         )
-    batch, white = _as_batch(image)
-    if device is None and isinstance(image, Tensor):
-        target = image.device
-    else:
-        target = pick_device(device or "auto")
+    if isinstance(image, Tensor):
+        if channel_axis not in ("auto", 1, -3):
+            raise InputError(
+                f"channel_axis: given {channel_axis}; tensors are (B, C, H, W), allowed: 1"
+            )
+        return _denoised(image, _levels(sigma, len(image)), model, strength, tile, device)
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"image: given {type(image).__name__}, allowed: an array or a tensor")
+    clean = np.empty(image.shape, image.dtype)
+    source, target = _slices(image, channel_axis), _slices(clean, channel_axis)
+    places = list(np.ndindex(source.shape[:-3]))
+    levels = _levels(sigma, len(places))
+    for place in places:
+        _as_unit(_planes(source[place]))
+    track = bar if progress else silent
+    for i, place in enumerate(track(places, "denoising", len(places))):
+        level = levels if levels is None else levels[i : i + 1]
+        done = _denoised(_planes(source[place]), level, model, strength, tile, device or "auto")
+        target[place] = done[0].permute(1, 2, 0).numpy()
+    return clean
+
+
+def _denoised(
+    image: Tensor,
+    levels: Tensor | None,
+    model: nn.Module | str | Path | None,
+    strength: float,
+    tile: int | None,
+    device: str | None,
+) -> Tensor:
+    """`denoise` for a tensor (B, 1 or 3, H, W), on its own device where none is given."""
+    batch, white = _as_unit(image)
+    target = image.device if device is None else pick_device(device)
     if model is None:
         model = default_name(is_grey(batch))
     network = model if isinstance(model, nn.Module) else _loaded(model)
     bound_tiles(network.to(target), tile, target)
-    levels = _levels(batch, sigma)
+    if levels is None:
+        levels = batch.new_tensor([_estimated(one) for one in batch])
     with torch.no_grad():
         clean = clean_images(network, batch.to(target), levels.to(target)).to(batch.device)
-    return _as_given(torch.lerp(batch, clean, strength), image, white)
+    clean = torch.lerp(batch, clean, strength)
+    if white != 1:
+        clean = (clean * white).round_().clamp_(0, white)
+    return clean.to(image.dtype)
 
 
 @lru_cache(maxsize=2)
@@ -181,16 +224,16 @@ def checked_sigma(sigma: float) -> float:
     return sigma
 
 
-def _levels(batch: Tensor, sigma: Sigma) -> Tensor:
-    """The noise level of every image, (B,)."""
+def _levels(sigma: Sigma, count: int) -> Tensor | None:
+    """The noise level of every image, (count,); None where it is to be estimated."""
     if sigma is None:
-        return batch.new_tensor([_estimated(image) for image in batch])
+        return None
     given = torch.as_tensor(sigma, dtype=torch.float32).reshape(-1)
-    if len(given) not in (1, len(batch)):
+    if len(given) not in (1, count):
         raise InputError(f"sigma: given {len(given)} numbers; allowed: one, or one of each image")
     for level in given.tolist():
         checked_sigma(level)
-    return given.expand(len(batch))
+    return given.expand(count)
 
 
 def _estimated(image: Tensor) -> float:
@@ -199,47 +242,56 @@ def _estimated(image: Tensor) -> float:
     return min(estimate_sigma(image.permute(1, 2, 0).cpu().numpy()), LARGEST_SIGMA)
 
 
-def _as_batch(image: NDArray | Tensor) -> tuple[Tensor, float]:
-    """An image as a float tensor (B, C, H, W) in [0, 1], and what white was."""
-    given = isinstance(image, Tensor)
-    wanted = "a tensor (B, 1 or 3, H, W)" if given else "an array (H, W), (H, W, 1) or (H, W, 3)"
-    if not isinstance(image, (np.ndarray, Tensor)):
-        raise InputError(f"image: given {type(image).__name__}, allowed: an array or a tensor")
-    planes = image if isinstance(image, Tensor) else _planes(image)
-    if planes.ndim != 4 or planes.shape[1] not in (1, 3) or not planes.numel():
-        raise InputError(f"image: has shape {tuple(image.shape)}, allowed: {wanted}")
-    if planes.dtype in (torch.uint8, torch.uint16):
-        white = float(torch.iinfo(planes.dtype).max)
-        return planes.to(torch.float32).contiguous() / white, white
-    if not planes.is_floating_point():
-        raise InputError(f"image: holds {image.dtype}, allowed: uint8, uint16 or floats")
-    least, most = planes.aminmax()
+def _as_unit(image: Tensor) -> tuple[Tensor, float]:
+    """An image (B, C, H, W) as floats in [0, 1], and what white was."""
+    if image.ndim != 4 or image.shape[1] not in (1, 3) or not image.numel():
+        raise InputError(
+            f"image: has shape {tuple(image.shape)}, allowed: a tensor (B, 1 or 3, H, W)"
+        )
+    if image.dtype in (torch.uint8, torch.uint16):
+        white = float(torch.iinfo(image.dtype).max)
+        return image.to(torch.float32).contiguous() / white, white
+    if not image.is_floating_point():
+        kind = str(image.dtype).removeprefix("torch.")
+        raise InputError(f"image: holds {kind}, allowed: uint8, uint16 or floats")
+    least, most = image.aminmax()
     if not (torch.isfinite(least) and torch.isfinite(most)):
         raise InputError("image: holds NaN or infinite values")
     if max(-least, most) > LARGEST_VALUE:
         raise InputError(
             f"image: floats from {float(least):g} to {float(most):g}; white must be 1: divide by its value"
         )
-    return planes.to(torch.float32).contiguous(), 1.0
+    return image.to(torch.float32).contiguous(), 1.0
+
+
+def _slices(image: NDArray, channel_axis: ChannelAxis) -> NDArray:
+    """A view (..., H, W, 1 or 3) of an array; channels that are no colour are among the first axes."""
+    if channel_axis == "auto":
+        colour = image.ndim > 2 and image.shape[-1] in (1, 3)
+        # Four axes may be a batch, and a last axis of two or four is alpha rather than a width.
+        if image.ndim - colour not in (2, 3) or (image.ndim > 2 and image.shape[-1] in (2, 4)):
+            raise InputError(
+                f"image: has shape {image.shape}, allowed: an array (H, W[, 1 or 3]) or a stack "
+                "(Z, H, W[, 1 or 3]); for others give channel_axis"
+            )
+        channel_axis = -1 if colour else None
+    if channel_axis is None:
+        view = image[..., None]
+    elif -image.ndim <= channel_axis < image.ndim:
+        view = np.moveaxis(image, channel_axis, -1)
+    else:
+        raise InputError(f"channel_axis: given {channel_axis}, the image has {image.ndim} axes")
+    if view.ndim < 3 or not view.size:
+        raise InputError(
+            f"image: has shape {image.shape}, allowed: an array of height and width, and channel_axis"
+        )
+    return view if view.shape[-1] == 3 else np.moveaxis(view, -1, 0)[..., None]
 
 
 def _planes(image: NDArray) -> Tensor:
-    """An array (H, W[, C]) as (1, C, H, W), or as it is where it has other axes."""
+    """An array (H, W, C) as (1, C, H, W)."""
     native = np.ascontiguousarray(image, image.dtype.newbyteorder("="))
     try:
-        pixels = torch.from_numpy(native)
+        return torch.from_numpy(native).permute(2, 0, 1)[None]
     except TypeError:
         raise InputError(f"image: holds {image.dtype}, allowed: uint8, uint16 or floats") from None
-    if pixels.ndim == 2:
-        return pixels[None, None]
-    return pixels.permute(2, 0, 1)[None] if pixels.ndim == 3 else pixels[None]
-
-
-def _as_given(clean: Tensor, image: Image, white: float) -> Image:
-    """A batch as the image that was given."""
-    if white != 1:
-        clean = (clean * white).round_().clamp_(0, white)
-    if isinstance(image, Tensor):
-        return clean.to(image.dtype)
-    array = clean[0].permute(1, 2, 0).reshape(image.shape).numpy()
-    return array.astype(image.dtype)

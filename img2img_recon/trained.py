@@ -92,7 +92,7 @@ def load_weights(module: nn.Module, checkpoint: Mapping[str, Any], source: Path)
 
 
 def find_checkpoint(source: Path) -> Path:
-    """The checkpoint that a run folder or a file stands for: a run's best, else its last.
+    """The file that a folder or a file stands for: of a run its best checkpoint, else its last, else the hub's weights.
 
     Raises:
         InputError: nothing there.
@@ -100,10 +100,12 @@ def find_checkpoint(source: Path) -> Path:
     if not source.is_dir():
         return source
     run = RunFolder(source)
-    for path in (run.best_checkpoint, run.last_checkpoint):
+    for path in (run.best_checkpoint, run.last_checkpoint, source / HUB_WEIGHTS):
         if path.is_file():
             return path
-    raise InputError(f"{source}: no checkpoint in this folder (looked for checkpoints/best.ckpt)")
+    raise InputError(
+        f"{source}: no checkpoint in this folder (looked for checkpoints/best.ckpt and {HUB_WEIGHTS})"
+    )
 
 
 def read_run(
@@ -136,6 +138,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 """What a task trains around a network, by the word that its runs and weights store under `wrapper`."""
 
+HUB_WEIGHTS = "model.safetensors"  # in a folder of `hub.save_pretrained`
 PREFIXES = ("denoise-", "mri-")  # of the names of networks that come with the packages
 # Where networks of a task are opened that the zoo does not know; imported when one is.
 OPENED_BY = {"mri": "fastmri_plugin.shipped"}
@@ -178,7 +181,7 @@ def load(source: Path | str, *, tasks: Collection[str] | None = None) -> nn.Modu
 
     Args:
         source: a name of the networks that come with the package, as "denoise-color"; a run folder or a
-            checkpoint; or a `.safetensors` file of `save`.
+            checkpoint; a `.safetensors` file of `save`, or a folder of `save_pretrained`.
         tasks: what it may have been trained for; None for anything.
 
     Raises:

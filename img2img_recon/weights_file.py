@@ -30,7 +30,9 @@ def write_weights(path: Path, state: Mapping[str, Tensor], description: Mapping[
 
     plain = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     with atomic_path(path) as temporary:
-        temporary.write_bytes(save(plain, {KEY: json.dumps(description, sort_keys=True)}))
+        temporary.write_bytes(
+            save(plain, {KEY: json.dumps(description, sort_keys=True), "format": "pt"})
+        )
 
 
 def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

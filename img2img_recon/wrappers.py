@@ -35,14 +35,15 @@ def _reflected(length: int, before: int, after: int, device: torch.device) -> Te
     """Where each pixel of a padded axis comes from: a mirror at both ends, as often as needed."""
     position = torch.arange(-before, length + after, device=device)
     # The mirrored signal repeats after 2 (length - 1); a single pixel is its own mirror image.
-    period = max(2 * (length - 1), 1)
+    period = torch.scalar_tensor(max(2 * (length - 1), 1), dtype=torch.int64, device=device)
     folded = position % period
     return torch.minimum(folded, period - folded) if length > 1 else folded
 
 
 def _wrapped(length: int, before: int, after: int, device: torch.device) -> Tensor:
     """As `_reflected`, for an axis whose ends meet."""
-    return torch.arange(-before, length + after, device=device) % length
+    position = torch.arange(-before, length + after, device=device)
+    return position % torch.scalar_tensor(length, dtype=torch.int64, device=device)
 
 
 def _even_padding(rows: int, columns: int) -> Padding:
@@ -69,12 +70,14 @@ def pad_to(
 
     """
     H, W = image.shape[-2:]
-    padding = _even_padding(max(height - H, 0), max(width - W, 0))
+    missing = (height - H, width - W)
+    # Symbols of a program that is exported cannot be compared; whoever gives them gives no less than the image has.
+    padding = _even_padding(*(n if isinstance(n, torch.SymInt) else max(n, 0) for n in missing))
     source = _wrapped if circular else _reflected
-    if height > H:
+    if isinstance(height, torch.SymInt) or height > H:
         rows = source(H, padding.top, padding.bottom, image.device)
         image = image.index_select(-2, rows)
-    if width > W:
+    if isinstance(width, torch.SymInt) or width > W:
         columns = source(W, padding.left, padding.right, image.device)
         image = image.index_select(-1, columns)
     return image, padding
@@ -82,8 +85,16 @@ def pad_to(
 
 def unpad(image: Tensor, padding: Padding) -> Tensor:
     """Cut off what `pad_to` added: `unpad(*pad_to(x, h, w))` is x. Shape (..., H, W)."""
-    H, W = image.shape[-2:]
-    return image[..., padding.top : H - padding.bottom, padding.left : W - padding.right]
+    top, bottom, left, right = padding
+    return _cut(_cut(image, -2, top, bottom), -1, left, right)
+
+
+def _cut(image: Tensor, axis: int, before: int, after: int) -> Tensor:
+    length = image.shape[axis] - before - after
+    if isinstance(before, torch.SymInt):
+        # The exporter knows the length of this, and of a slice only that it has one.
+        return image.index_select(axis, torch.arange(length, device=image.device) + before)
+    return image.narrow(axis, before, length)
 
 
 def tile_positions(length: int, tile: int, overlap: int) -> list[int]:
@@ -297,7 +308,9 @@ class AnySize(_Wrapper):
     def _padded(self, image: Tensor, sigma: Tensor | float | None) -> Tensor:
         divisor = getattr(self.net, "size_divisor", 1)
         least = getattr(self.net, "min_size", 1)
-        H, W = (math.ceil(max(side, least) / divisor) * divisor for side in image.shape[-2:])
+        H, W = image.shape[-2:]
+        if max(divisor, least) > 1:
+            H, W = (math.ceil(max(side, least) / divisor) * divisor for side in (H, W))
         padded, padding = pad_to(image, H, W)
         return unpad(self._inside(padded, sigma), padding)
 

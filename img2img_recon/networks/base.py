@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from img2img_recon.support.errors import InputError
 from img2img_recon.weights_file import write_weights
+
+# An input, and which of its axes may be of another length, by what they are.
+Example = tuple[Tensor, dict[int, str]]
 
 
 class Described(nn.Module):
@@ -30,11 +34,38 @@ class Described(nn.Module):
         """
         if Path(path).suffix != ".safetensors":
             raise InputError(f"{path}: weights are written to a file that ends in .safetensors")
-        if self.description is None:
-            raise InputError(
-                f"{path}: this network does not say how it was built; save one of build_model or load"
-            )
-        write_weights(Path(path), self.state_dict(), self.description)
+        write_weights(Path(path), self.state_dict(), described(self, path))
+
+    def save_pretrained(self, folder: Path | str, **options: Any) -> None:
+        """Write a folder as the Hugging Face hub has it; for the options see `img2img_recon.hub.save_pretrained`."""
+        from img2img_recon.hub import save_pretrained
+
+        save_pretrained(self, folder, **options)
+
+    def example(self, img_size: tuple[int, int] | None = None) -> dict[str, Example]:
+        """Inputs of `forward` by name, for exporters, with axes "batch", "height" and "width".
+
+        Args:
+            img_size: height and width, where they are not free.
+
+        Raises:
+            InputError: the network has no such inputs, or none of this size.
+        """
+        raise InputError(f"{type(self).__name__}: this network is not exported")
+
+
+def described(network: nn.Module, target: Path | str) -> Mapping[str, Any]:
+    """What a network says of itself.
+
+    Raises:
+        InputError: nothing; `target` is what cannot be written therefore.
+    """
+    description = getattr(network, "description", None)
+    if description is None:
+        raise InputError(
+            f"{target}: this network does not say how it was built; save one of build_model or load"
+        )
+    return description
 
 
 class Network(Described):
@@ -90,6 +121,24 @@ class Network(Described):
         ):
             return
         raise InputError(f"the image has shape {tuple(image.shape)}; it must be {self._wanted()}")
+
+    def example(self, img_size: tuple[int, int] | None = None) -> dict[str, Example]:
+        """See `Described.example`."""
+        parts = [part for part in self.modules() if isinstance(part, Network)]
+        own = next((part.img_size for part in parts if part.img_size), None)
+        axes = {0: "batch"}
+        if own is None and all(part.size_divisor == part.min_size == 1 for part in parts):
+            axes |= {2: "height", 3: "width"}
+            img_size = img_size or (53, 45)
+        height, width = img_size or own or (256, 256)
+        image = torch.rand(2, self.in_chans or 3, height, width)
+        if own not in (None, (height, width)) or not self.takes_size(height, width):
+            raise InputError(
+                f"--img_size: given {height} x {width}; the network takes {own or 'others'}"
+            )
+        if not getattr(self, "noise_level_plane", False):
+            return {"image": (image, axes)}
+        return {"image": (image, axes), "sigma": (torch.full((2,), 0.1), {0: "batch"})}
 
     def _wanted(self) -> str:
         chans = "channels" if self.in_chans is None else self.in_chans

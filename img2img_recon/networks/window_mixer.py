@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import cycle, islice, pairwise, product
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -122,12 +122,23 @@ class WindowMixer(Network):
         """
         self.check_image(image)
         level = self._noise_level(image, sigma)
-        unit, circular = self.size_unit, self.border == "circular"
-        height, width = (unit * (-(-side // unit) + int(not circular)) for side in image.shape[-2:])
-        padded, padding = pad_to(image, height, width, circular)
+        height, width = map(self._padded_side, image.shape[-2:])
+        padded, padding = pad_to(image, height, width, self.border == "circular")
         whole = self.tile is None or max(height, width) <= self.tile or self.reach is None
         mapped = self._residual(padded, level) if whole else self._tiled(padded, level)
         return unpad(mapped, padding)
+
+    def _padded_side(self, side: int) -> int:
+        least = int(self.border == "reflect")
+        # Of a negative number ONNX rounds the quotient towards zero.
+        units = (side + self.size_unit - 1) // self.size_unit + least
+        if isinstance(units, torch.SymInt):
+            # In a program for every size this is a number of its own, of which all sizes behind are multiples;
+            # with the division in each of them the exporter does not come to an end.
+            units = torch.scalar_tensor(cast(int, units), dtype=torch.int64).item()
+            torch._check(units > least)
+            torch._check(units * self.size_unit >= side + least)
+        return units * self.size_unit
 
     def unpadded(self, image: Tensor, sigma: Tensor | float | None = None) -> Tensor:
         """As `forward`, for images whose sides are at least two `size_unit`s and multiples of it.
@@ -179,12 +190,13 @@ class WindowMixer(Network):
         if sigma is None:
             return None
         level = torch.as_tensor(sigma, dtype=image.dtype, device=image.device)
-        if level.numel() not in (1, len(image)):
+        images = image.shape[0]  # unlike `len`, no constant in an exported program
+        if level.numel() not in (1, images):
             raise InputError(
                 f"sigma has shape {tuple(level.shape)}; it must be one number or one per image, "
-                f"({len(image)},)"
+                f"({images},)"
             )
-        return level.reshape(-1, 1, 1, 1).expand(len(image), 1, 1, 1)
+        return level.reshape(-1, 1, 1, 1).expand(images, 1, 1, 1)
 
     def _residual(self, image: Tensor, level: Tensor | None) -> Tensor:
         if level is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -25,12 +26,12 @@ def silent(items: Iterable[T], description: str, total: int) -> Iterable[T]:
 
 
 def bar(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """A progress bar on the standard error, with the time left; into a file, at most `LINES` lines."""
-    from rich.console import Console
-    from rich.progress import track
+    """A progress bar on the standard error, with the time left; into a file or without rich, at most `LINES` lines."""
+    if sys.stderr.isatty() and find_spec("rich"):
+        from rich.console import Console
+        from rich.progress import track
 
-    console = Console(stderr=True)
-    if console.is_terminal:
+        console = Console(stderr=True)
         yield from track(items, description, total=total, console=console)
         return
     step = -(-total // LINES)

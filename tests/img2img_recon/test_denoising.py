@@ -75,6 +75,38 @@ def test_tensors_and_a_sigma_for_each_image() -> None:
     assert denoise(images.to(torch.bfloat16), 0.1).dtype == torch.bfloat16
 
 
+def test_channels_lie_on_any_axis_and_stacks_are_denoised_slice_by_slice(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Centres(Halves):
+        """What it makes of a pixel depends on its whole image and on nothing else."""
+
+        def forward(self, image: Tensor, sigma: Tensor) -> Tensor:
+            return image - sigma.view(-1, 1, 1, 1) * image.mean((2, 3), keepdim=True)
+
+    def centred(image: np.ndarray, sigma: Any = SIGMA, **options: Any) -> np.ndarray:
+        return denoise(image, sigma, model=Centres(), **options)
+
+    clean = centred(NOISY)
+    assert np.array_equal(centred(NOISY, channel_axis=-1), clean)
+    first = NOISY.transpose(2, 0, 1)
+    assert np.array_equal(centred(first, channel_axis=0), clean.transpose(2, 0, 1))
+    assert not np.allclose(centred(first), clean.transpose(2, 0, 1))  # three grey slices
+    sigmas = [0.05, 0.1, 0.2]
+    apart = [centred(one, sigma) for one, sigma in zip(first, sigmas, strict=True)]
+    assert np.array_equal(centred(first, sigmas, progress=True), np.stack(apart))
+    assert "denoising: 3/3" in capsys.readouterr().err
+    # Without a channel axis, as in scikit-image, (96, 110, 3) is 96 slices.
+    assert np.array_equal(centred(NOISY, channel_axis=None)[7], centred(NOISY[7]))
+    # Channels that are no colour are an image each, and the type stays.
+    pairs = (np.stack([first[:2], first[1:]]).clip(0, 1) * 65535).astype(">u2")
+    clean = centred(pairs, channel_axis=1)
+    assert clean.dtype == pairs.dtype
+    assert np.array_equal(clean[1, 0], centred(pairs[1, 0]))
+    colours = np.stack([NOISY, NOISY[::-1]])
+    assert np.array_equal(centred(colours, None)[1], centred(colours[1], None))
+
+
 def test_strength_is_the_share_of_the_noise_that_goes() -> None:
     full = denoise(NOISY, SIGMA)
     np.testing.assert_allclose(
@@ -144,7 +176,12 @@ def test_a_full_memory_names_the_tile() -> None:
         (NOISY * 255, {}, "white must be 1"),
         (np.full((9, 9), np.nan, np.float32), {}, "NaN"),
         (NOISY[..., :2], {}, r"shape \(96, 110, 2\), allowed: an array"),
-        (NOISY[None], {}, r"shape \(1, 96, 110, 3\), allowed: an array"),
+        (NOISY[None, None], {}, r"shape \(1, 1, 96, 110, 3\), allowed: an array"),
+        (np.zeros((2, 9, 9, 9)), {}, "for others give channel_axis"),
+        (NOISY, {"channel_axis": 3}, "channel_axis: given 3, the image has 3 axes"),
+        (NOISY[0], {"channel_axis": 0}, "allowed: an array of height and width"),
+        (torch.rand(1, 3, 9, 9), {"channel_axis": -1}, "tensors are .* allowed: 1"),
+        (np.stack([NOISY, NOISY * 99]), {}, "white must be 1"),
         (NOISY[0, 0], {}, "allowed: an array"),
         (torch.rand(3, 9, 9), {}, r"shape \(3, 9, 9\), allowed: a tensor \(B"),
         (np.zeros((0, 4), np.float32), {}, "allowed"),
