@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +25,8 @@ from img2img_recon.training.options import Accelerator
 
 if TYPE_CHECKING:
     from denoise_tasks.methods import Denoiser
-    from denoise_tasks.pictures import Picture
+    from denoise_tasks.noise import Image
+    from denoise_tasks.pictures import Picture, PicturePages
 
 # A picture in which no noise is found is denoised as if it had this little, of 255 grey levels.
 LEAST_SIGMA = 0.05
@@ -139,11 +140,12 @@ class CheckedPictures:
     """Pictures that have all been decoded once, with the noise of those whose noise was asked for.
 
     A broken one is known before the first result is written. As many as `KEPT_PIXELS` allows stay decoded;
-    a single one always does.
+    a single one always does, and of files of several pages none.
 
     Attributes:
-        sources: the files that can be used.
-        broken: of the others, why not.
+        broken: of the files that cannot be used, why not.
+        sigmas: of the others, the noise of every page, of 255 grey levels; None where it is not known.
+        without_sigma: of these, why it cannot be estimated.
     """
 
     def __init__(self, sources: Sequence[Path], method: Denoiser | None, track: Track) -> None:
@@ -157,51 +159,73 @@ class CheckedPictures:
         Raises:
             InputError: a single one that cannot be read or written again.
         """
-        from denoise_tasks.pictures import check_target, read_picture
-
-        self.sources: list[Path] = []
         self.broken: list[str] = []
-        self.sigmas: dict[Path, float] = {}
+        self.sigmas: dict[Path, list[float | None]] = {}
         self.without_sigma: dict[Path, str] = {}
-        self._kept: dict[Path, Picture] = {}
-        room = KEPT_PIXELS
+        self._pages: dict[Path, PicturePages] = {}
+        self._room = KEPT_PIXELS
         for path in track(sources, "checking", len(sources)):
             try:
-                picture = read_picture(path)
-                check_target(picture, path, path)
-                if method is not None:
-                    self._estimate(path, picture, method)
+                self._check(path, method)
             except InputError as error:
                 if len(sources) == 1:
                     raise
                 self.broken.append(str(error))
-                continue
-            self.sources.append(path)
-            room -= picture.samples[..., 0].size
-            if room >= 0 or not self._kept:
-                self._kept[path] = picture
 
-    def _estimate(self, path: Path, picture: Picture, method: Denoiser) -> None:
+    def _check(self, path: Path, method: Denoiser | None) -> None:
+        from denoise_tasks.picture_span import extent, joined, span_of
+        from denoise_tasks.pictures import PicturePages, check_target
+
+        pages, extents, found = PicturePages(path), dict[Any, list[Any]](), []
+        for picture in pages:
+            dtype = picture.samples.dtype
+            if dtype != "uint8":
+                extents.setdefault(dtype, []).append(extent(picture.samples, path))
+                picture = replace(picture, span=span_of(extents[dtype][-1], dtype))
+            check_target(picture, path, path)
+            level = None if method is None else self._estimate(path, picture, method)
+            found.append((dtype, level, picture.width))
+        pages.spans = {dtype: span_of(joined(every), dtype) for dtype, every in extents.items()}
+        for span in filter(None, pages.spans.values()):
+            units = "sigma is of 255 steps between them"
+            print(
+                f"{path}: black is {span.black:g}, white is {span.white:g}; {units}",
+                file=sys.stderr,
+            )
+        self.sigmas[path] = [
+            level and level * width / pages.width(dtype) for dtype, level, width in found
+        ]
+        self._pages[path] = pages
+        self._room -= pages.files[0].shape[0] * pages.files[0].shape[1]
+        if len(pages) == 1 and (self._room >= 0 or len(self._pages) == 1):
+            pages.keep(picture)
+
+    def _estimate(self, path: Path, picture: Picture, method: Denoiser) -> float | None:
         from img2img_recon.noise_level import estimate_sigma
 
         try:
-            self.sigmas[path] = 255 * estimate_sigma(picture.pixels)
+            return 255 * estimate_sigma(picture.pixels)
         except InputError as error:
             if method.needs_sigma:
                 raise InputError(f"{path}: {error}") from None
             self.without_sigma[path] = str(error)
+            return None
 
-    def __iter__(self) -> Iterator[tuple[Path, Picture]]:
-        """The usable pictures in order; each is forgotten when it has been given."""
-        from denoise_tasks.pictures import read_picture
+    def __len__(self) -> int:
+        """How many files can be used."""
+        return len(self.sigmas)
 
-        for path in self.sources:
+    def __iter__(self) -> Iterator[tuple[Path, PicturePages]]:
+        """The usable files in order; each is forgotten when it has been given."""
+        for path in self.sigmas:
+            pages = self._pages.pop(path)
             try:
-                picture = self._kept.pop(path) if path in self._kept else read_picture(path)
+                if len(pages) == 1:
+                    pages.keep()
             except InputError as error:  # taken away or changed since it was checked
                 self.broken.append(str(error))
                 continue
-            yield path, picture
+            yield path, pages
 
 
 def in_image_units(sigma: float | None) -> float | None:
@@ -211,20 +235,27 @@ def in_image_units(sigma: float | None) -> float | None:
 
 def levels(
     sigma: float | Literal["auto"], pictures: CheckedPictures, method: Denoiser
-) -> list[float | None]:
-    """The noise of every picture, of 255 grey levels, as far as it is known; warn where it does not suit."""
+) -> dict[Path, list[float | None]]:
+    """The noise of every page, of 255 grey levels, as far as it is known; warn where it does not suit."""
     if sigma != "auto":
         warnings = [method.level_warning(sigma, "given")]
-        found: list[float | None] = [sigma] * len(pictures.sources)
+        found: dict[Path, list[float | None]] = {
+            path: [sigma] * len(pages) for path, pages in pictures.sigmas.items()
+        }
     else:
         warnings = [f"{path}: {reason}" for path, reason in pictures.without_sigma.items()]
-        found = [pictures.sigmas.get(path) for path in pictures.sources]
-        for path, level in pictures.sigmas.items():
-            warning = method.level_warning(level, "estimated")
-            if warning:
+        found = pictures.sigmas
+        for path, pages in found.items():
+            known = [level for level in pages if level is not None]
+            least, most = min(known, default=0.0), max(known, default=0.0)
+            warning = method.level_warning(least, "estimated") or method.level_warning(
+                most, "estimated"
+            )
+            if known and warning:
                 warnings.append(f"{path}: {warning}")
-            elif method.needs_sigma:
-                print(f"{path}: noise of about sigma {level:.3g}", file=sys.stderr)
+            elif known and method.needs_sigma:
+                words = f" to {most:.3g} on {len(pages)} pages" if len(pages) > 1 else ""
+                print(f"{path}: noise of about sigma {least:.3g}{words}", file=sys.stderr)
     for line in filter(None, warnings):
         print(f"warning: {line}", file=sys.stderr)
     return found
@@ -248,23 +279,23 @@ def denoise_files(config: DenoiseConfig) -> tuple[list[Path], list[str]]:
     if not work.jobs:
         return [], []
     # The network and its packages: only now, so that a mistyped name is answered at once.
-    from denoise_tasks.pictures import write_picture
+    from denoise_tasks.pictures import write_pages
 
     method = config.make()
     estimates = method if config.sigma == "auto" else None
     targets = dict(work.jobs)
     pictures = CheckedPictures(list(targets), estimates, config.track)
-    sigmas = dict(zip(pictures.sources, levels(config.sigma, pictures, method), strict=True))
-    for folder in sorted({targets[source].parent for source in pictures.sources}):
+    sigmas = levels(config.sigma, pictures, method)
+    for folder in sorted({targets[source].parent for source in sigmas}):
         writable_folder(folder, "--out")
-    written, count = list[Path](), len(pictures.sources)
+    written, count = list[Path](), len(pictures)
     try:
-        for source, picture in config.track(pictures, "denoising", count):
-            noisy = picture.pixels
-            denoised = method.denoise(noisy, in_image_units(sigmas[source]))
-            if config.strength < 1:
-                denoised = noisy + config.strength * (denoised - noisy)
-            write_picture(targets[source], denoised, picture, config.overwrite)
+        for source, pages in config.track(pictures, "denoising", count):
+            steps: Iterable[Any] = zip(pages, sigmas[source], strict=True)
+            if len(pages) > 1:
+                steps = config.track(steps, source.name, len(pages))
+            results = ((denoised(config, method, *step), step[0]) for step in steps)
+            write_pages(targets[source], results, config.overwrite, pages.size)
             written.append(targets[source])
     except (InputError, KeyboardInterrupt):
         if count > 1 and not config.overwrite:
@@ -274,6 +305,15 @@ def denoise_files(config: DenoiseConfig) -> tuple[list[Path], list[str]]:
             )
         raise
     return written, pictures.broken
+
+
+def denoised(
+    config: DenoiseConfig, method: Denoiser, picture: Picture, sigma: float | None
+) -> Image:
+    """The pixels of one page without noise, or with as much as was asked for."""
+    noisy = picture.pixels
+    clean = method.denoise(noisy, in_image_units(sigma))
+    return clean if config.strength == 1 else noisy + config.strength * (clean - noisy)
 
 
 def denoise_benchmark(config: DenoiseConfig) -> Path:

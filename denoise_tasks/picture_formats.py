@@ -12,9 +12,10 @@ import logging
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,7 +47,10 @@ for library in ("imagecodecs", "tifffile"):
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}
 FORMATS |= {".webp": "WEBP", ".avif": "AVIF", ".bmp": "BMP"}
-
+if find_spec("pillow_heif"):
+    FORMATS |= {".heic": "HEIF", ".heif": "HEIF"}
+# Beyond, a TIFF file's positions need 8 bytes (BigTIFF).
+_LARGEST_TIFF = (1 << 32) - (1 << 26)
 
 _OTHERS = (
     *(((4, b"ftyphe"), "HEIC"), ((4, b"ftypmif1"), "HEIC"), ((0, b"GIF8"), "GIF")),
@@ -56,8 +60,10 @@ _OTHERS = (
 )
 
 
-def open_file(path: Path) -> PictureFile:
-    """Read a file's header and metadata; its content says which format it is, not its name.
+def open_file(path: Path) -> list[PictureFile]:
+    """Read the headers and metadata of a file's pages; its content says which format it is, not its name.
+
+    Only TIFF files may have several pages.
 
     Raises:
         InputError: no format that is read here, or a kind of picture that is not handled.
@@ -66,7 +72,7 @@ def open_file(path: Path) -> PictureFile:
     with path.open("rb") as file:
         head = file.read(16)
     if head.startswith(_PNG_SIGNATURE):
-        return _open_png(path)
+        return [_open_png(path)]
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         from denoise_tasks.picture_tiff import open_tiff
 
@@ -78,7 +84,9 @@ def open_file(path: Path) -> PictureFile:
         (head[4:12] in (b"ftypavif", b"ftypavis"), AvifImageFile),
     ):
         if fits:
-            return _open_by_pillow(path, plugin)
+            return [_open_by_pillow(path, plugin)]
+    if ".heic" in FORMATS and (head[4:10] == b"ftyphe" or head[4:12] == b"ftypmif1"):
+        return [_open_by_pillow(path, _heif_plugin())]
     what = next(
         (f"{name}, " for start, name in _OTHERS if head[start[0] :].startswith(start[1])), ""
     )
@@ -88,19 +96,41 @@ def open_file(path: Path) -> PictureFile:
     )
 
 
-def encode(file: IO[bytes], samples: np.ndarray, metadata: Metadata, name: Path) -> None:
-    """Write a picture into an opened file.
+def encode(
+    file: IO[bytes], pages: Iterable[tuple[np.ndarray, Metadata]], name: Path, size: int = 0
+) -> None:
+    """Write a picture, as TIFF also several, into an opened file.
 
     Args:
         file: readable and writable.
-        samples: uint8, for PNG and TIFF also uint16, (H, W, C [+ 1 for alpha]).
-        metadata: what goes along, as far as the format holds it.
+        pages: samples (H, W, C [+ 1 for alpha]), uint8, for PNG also uint16, for TIFF of any type; and what
+            goes along, as far as the format holds it.
         name: of the file; the ending says which format.
+        size: bytes of all samples, where that may be gigabytes.
 
     Raises:
         ValueError, TypeError, struct.error, OSError: metadata that the format has no room for.
     """
     format = FORMATS[name.suffix.lower()]
+    if format == "TIFF":
+        from denoise_tasks.picture_tiff import encode_tiff
+
+        fitting = ((samples, _fitting(metadata, format, name)) for samples, metadata in pages)
+        encode_tiff(file, fitting, name, bigtiff=size > _LARGEST_TIFF)
+        return
+    ((samples, metadata),) = pages
+    metadata = _fitting(metadata, format, name)
+    samples = samples[..., 0] if samples.shape[2] == 1 else samples
+    if format == "PNG":
+        _encode_png(file, samples, metadata)
+    elif format == "BMP" and samples.shape[2:] in ((2,), (4,)):
+        _encode_bmp_with_alpha(file, samples, metadata)
+    else:
+        _encode_by_pillow(file, samples, metadata, format)
+
+
+def _fitting(metadata: Metadata, format: str, name: Path) -> Metadata:
+    """What files of a format can hold; a warning names the rest."""
     if metadata.parts and metadata.format != format:
         warn(name, f"what only {metadata.format} files can say of a picture is left out")
         metadata = replace(metadata, parts=())
@@ -109,18 +139,7 @@ def encode(file: IO[bytes], samples: np.ndarray, metadata: Metadata, name: Path)
         metadata = replace(metadata, exif=b"")
     if format == "BMP" and (metadata.exif or metadata.xmp or metadata.icc_profile):
         warn(name, "BMP files can hold no EXIF, XMP or colour profile; they are left out")
-    samples = samples[..., 0] if samples.shape[2] == 1 else samples
-    if format == "PNG":
-        _encode_png(file, samples, metadata)
-    elif format == "TIFF":
-        from denoise_tasks.picture_tiff import encode_tiff
-
-        encode_tiff(file, samples, metadata, name)
-    else:
-        if format == "BMP" and samples.shape[2:] in ((2,), (4,)):
-            _encode_bmp_with_alpha(file, samples, metadata)
-        else:
-            _encode_by_pillow(file, samples, metadata, format)
+    return metadata
 
 
 # PNG (ISO/IEC 15948)
@@ -173,8 +192,8 @@ def _open_png(path: Path) -> PictureFile:
     def decode() -> np.ndarray:
         return png_decode(path.read_bytes()).reshape(height, width, -1)
 
-    size, bits = (height, width, channels), 16 if depth == 16 else 8
-    return upright(path, PictureFile(size, bits, alpha, said, decode))
+    dtype = np.dtype(np.uint16 if depth == 16 else np.uint8)
+    return upright(path, PictureFile((height, width, channels), dtype, alpha, said, decode))
 
 
 def _encode_png(file: IO[bytes], samples: np.ndarray, metadata: Metadata) -> None:
@@ -246,7 +265,7 @@ def _open_by_pillow(path: Path, plugin: type[ImageFile.ImageFile]) -> PictureFil
             return samples.reshape(height, width, -1)
 
     size = (height, width, 1 if mode == "L" else 3)
-    stored = PictureFile(size, 8, mode == "RGBA", said, decode)
+    stored = PictureFile(size, np.dtype(np.uint8), mode == "RGBA", said, decode)
     return upright(path, from_cmyk(path, stored) if mode == "CMYK" else stored)
 
 
@@ -261,6 +280,13 @@ def _webp_lossless(path: Path) -> bool:
     return False
 
 
+def _heif_plugin() -> type[ImageFile.ImageFile]:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()  # Pillow's `save` looks for writers there
+    return pillow_heif.HeifImageFile
+
+
 def _encode_by_pillow(
     file: IO[bytes], samples: np.ndarray, metadata: Metadata, format: str
 ) -> None:
@@ -268,6 +294,8 @@ def _encode_by_pillow(
     if format == "WEBP" and metadata.lossless:
         # With `exact` the colour under full transparency is kept as well.
         options = {"lossless": True, "quality": 80, "exact": True}
+    if format == "HEIF":
+        _heif_plugin()
     segments = metadata.parts
     if format == "JPEG" and len(metadata.xmp) > _JPEG_LONGEST_XMP:
         xmp, extension = _extended_xmp(metadata.xmp)

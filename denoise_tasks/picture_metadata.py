@@ -57,14 +57,14 @@ class PictureFile(NamedTuple):
 
     Attributes:
         shape: (H, W, C), upright; C is 1 (grey) or 3 (colour).
-        bits: of a decoded sample, 8 or 16.
+        dtype: of decoded samples; TIFF files may hold other numbers than uint8 and uint16.
         alpha: whether there is an alpha channel.
         metadata: what the file says, with orientation 1.
-        decode: uint8 or uint16 (H, W, C [+ 1 for alpha]), upright.
+        decode: the samples, (H, W, C [+ 1 for alpha]), upright.
     """
 
     shape: tuple[int, int, int]
-    bits: int
+    dtype: np.dtype[Any]
     alpha: bool
     metadata: Metadata
     decode: Callable[[], np.ndarray]

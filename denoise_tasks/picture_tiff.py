@@ -4,67 +4,102 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
-from tifffile import TiffFile, TiffWriter
+from tifffile import TiffFile, TiffPage, TiffWriter
 
 from denoise_tasks.picture_metadata import (
     ORIENTATION,
     Metadata,
     PictureFile,
-    check_pages,
     from_cmyk,
-    metadata_of,
     optional,
     unsupported,
     upright,
+    warn,
 )
 
 _PLANES = {"MINISWHITE": 1, "MINISBLACK": 1, "RGB": 3, "PALETTE": 1, "YCBCR": 3, "SEPARATED": 4}
 _EXIF, _GPS, _INTEROPERABILITY = 0x8769, 0x8825, 0xA005
 _TEXTS = (270, 271, 272, 305, 306, 315, 316, 33432)  # who made what, with what, and when
-# Names of document and page, IPTC, Photoshop's resources, GeoTIFF, GDAL.
-_PARTS = (269, 285, 33723, 34377, 33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113)
+# Names and numbers of document and page, IPTC, Photoshop's resources, GeoTIFF, GDAL, ImageJ.
+_PARTS = (
+    269,
+    285,
+    297,
+    33723,
+    34377,
+    33550,
+    33922,
+    34264,
+    34735,
+    34736,
+    34737,
+    42112,
+    42113,
+    50838,
+    50839,
+)
+_RESOLUTION = (282, 283, 296)  # of a unit that only the description names
 
 
-def open_tiff(path: Path) -> PictureFile:
-    """Read the tags of a file of one picture, thumbnails aside; see `picture_formats.open_file`."""
+def open_tiff(path: Path) -> list[PictureFile]:
+    """Read the tags of all pages, thumbnails aside; see `picture_formats.open_file`."""
     with TiffFile(path) as tiff:
         listed: list[Any] = list(tiff.pages)
         pages = [page for page in listed if not page.subfiletype & 1]  # a reduced one: a thumbnail
-        check_pages(path, len(pages))
-        page = pages[0]
-        if not page.dataoffsets or (258 not in page.tags and page.samplesperpixel > 1):
-            raise ValueError("tags that say where and how the pixels lie cannot be read")
-        kind, bits = getattr(page.photometric, "name", page.photometric), page.bitspersample
-        planes, count = _PLANES.get(kind, 0), page.samplesperpixel
-        known = planes and count - planes in (0, 1) and page.axes in ("YX", "YXS", "SYX")
-        cmyk = kind == "SEPARATED"
-        if cmyk and (bits, count) != (8, 4):
-            known = False
-        if not known or bits > 16 or page.dtype is None or page.dtype.kind not in "ub":
-            what = f"{kind} of {count} x {bits} bits ({page.dtype}, axes {page.axes})"
-            if bits > 16:
-                what += ", which states no white; scale it to 16 bits first"
-            raise unsupported(path, what)
-        height, width, index = int(page.imagelength), int(page.imagewidth), page.index
-        said = _metadata(path, tiff, page)
+        if not pages:
+            raise ValueError("no page but thumbnails")
+        count = 1
+        if len(listed) == 1 and (tiff.is_imagej or tiff.is_stk):
+            # Planes of a stack, which follow the one that has tags.
+            count = tiff.series[0].size // pages[0].size
+        return [
+            _page(path, tiff, page, plane, f", page {number}" if len(pages) > 1 else "")
+            for number, page in enumerate(pages, start=1)
+            for plane in range(count)
+        ]
+
+
+def _page(path: Path, tiff: TiffFile, page: Any, plane: int, where: str) -> PictureFile:
+    if not page.dataoffsets or (258 not in page.tags and page.samplesperpixel > 1):
+        raise ValueError("tags that say where and how the pixels lie cannot be read")
+    kind, bits = getattr(page.photometric, "name", page.photometric), page.bitspersample
+    planes, count, dtype = _PLANES.get(kind, 0), page.samplesperpixel, page.dtype
+    known = planes and count - planes in (0, 1) and page.axes in ("YX", "YXS", "SYX")
+    cmyk = kind == "SEPARATED"
+    if cmyk and (bits, count) != (8, 4):
+        known = False
+    if not known or dtype is None or dtype.kind not in "ubif" or dtype in (np.int64, np.uint64):
+        raise unsupported(
+            path, f"{kind} of {count} x {bits} bits ({dtype}, axes {page.axes}){where}"
+        )
+    if dtype.kind in "ub" and bits <= 16:
+        dtype = np.dtype(np.uint8 if bits <= 8 or kind == "PALETTE" else np.uint16)
+    elif kind not in ("MINISBLACK", "RGB") or _extra_channel(page) == "assocalpha":
+        raise unsupported(path, f"{kind} of {count} x {bits} bits ({dtype}){where}")
+    height, width = int(page.imagelength), int(page.imagewidth)
+    said = _metadata(path, tiff, page, first=not plane)
+    stored, start = tiff.byteorder + page.dtype.char, page.dataoffsets[0] + plane * page.nbytes
 
     def decode() -> np.ndarray:
-        with TiffFile(path) as tiff:
-            page: Any = tiff.pages[index]
-            samples = page.asarray()
-            samples = np.moveaxis(samples, 0, -1) if page.axes == "SYX" else samples
-            return _decoded(page, samples.reshape(height, width, -1), kind, planes)
+        if plane:
+            samples: np.ndarray = np.memmap(path, stored, "r", start, page.shape)
+        else:
+            with TiffFile(path) as tiff:
+                tiff.filehandle.seek(page.offset)
+                samples = TiffPage(tiff, page.index).asarray()
+        samples = np.moveaxis(samples, 0, -1) if page.axes == "SYX" else samples
+        return _decoded(page, samples.reshape(height, width, -1), kind, planes)
 
     size = (height, width, 1 if kind.startswith("MINIS") else 3)
-    wide = bits > 8 and kind != "PALETTE"
-    stored = PictureFile(size, 16 if wide else 8, count > planes, said, decode)
-    return upright(path, from_cmyk(path, stored) if cmyk else stored)
+    file = PictureFile(size, dtype.newbyteorder("="), count > planes, said, decode)
+    return upright(path, from_cmyk(path, file) if cmyk else file)
 
 
 def _decoded(page: Any, stored: np.ndarray, kind: str, planes: int) -> np.ndarray:
@@ -74,7 +109,7 @@ def _decoded(page: Any, stored: np.ndarray, kind: str, planes: int) -> np.ndarra
         samples = (page.colormap >> 8).astype(np.uint8).T[samples[..., 0]]
     else:
         samples = _widened(samples, page.bitspersample)
-    largest = np.iinfo(samples.dtype).max
+    largest = np.iinfo(samples.dtype).max if samples.dtype.kind == "u" else 1
     if kind == "MINISWHITE":
         samples = largest - samples
     if kind == "YCBCR" and page.compression not in (6, 7):  # in JPEG, already converted
@@ -90,32 +125,53 @@ def _extra_channel(page: Any) -> str:
 
 
 def _widened(samples: np.ndarray, bits: int) -> np.ndarray:
-    """Samples of 1 to 16 bits as ones of 8 or 16, white staying white."""
+    """Whole numbers of 1 to 16 bits as ones of 8 or 16, white staying white; others as they are."""
+    if samples.dtype.kind in "if" or bits > 16:
+        return samples.astype(samples.dtype.newbyteorder("="), copy=False)
     dtype = np.uint8 if bits <= 8 else np.uint16
     if bits in (8, 16):
         return samples.astype(dtype, copy=False)
     return np.rint(samples * (np.iinfo(dtype).max / (2**bits - 1))).astype(dtype)
 
 
-def _metadata(path: Path, tiff: TiffFile, page: Any) -> Metadata:
+def _metadata(path: Path, tiff: TiffFile, page: Any, first: bool) -> Metadata:
+    """What a page says; planes of one page are described by the `first` of them."""
     said = Metadata()
-    with optional(path, "metadata"), TiffImagePlugin.TiffImageFile(path) as image:
-        image.seek(page.index)
-        said = replace(metadata_of(image), exif=_exif(image))
+    with optional(path, "metadata"):
+        said = Metadata(xmp=_content(tiff, page, 700), icc_profile=_content(tiff, page, 34675))
+        if 282 in page.tags and page.tags.valueof(296, 2) != 1:
+            dpi = page.get_resolution("inch")
+            said = replace(said, dpi=dpi if min(dpi) > 0 else None)
+    if not first:
+        return replace(said, format="TIFF")
+    with optional(path, "metadata"):
+        said = replace(said, exif=_exif(tiff, page))
+    if 37724 in page.tags:
+        warn(path, "its layers are left out, what is denoised is the picture that they make")
     parts = []
-    for tag in (page.tags[code] for code in _PARTS if code in page.tags):
+    codes = _PARTS if said.dpi else (*_PARTS, *_RESOLUTION)
+    for tag in (page.tags[code] for code in codes if code in page.tags):
         value = tag.value
         if tag.dtype in (1, 2, 7):  # bytes and texts as they are, whatever their encoding
-            tiff.filehandle.seek(tag.valueoffset)
-            value = tiff.filehandle.read(tag.valuebytecount)
+            value = _content(tiff, page, tag.code)
         parts.append((tag.code, int(tag.dtype), tag.count, value, True))
     alpha = "unassalpha" if _extra_channel(page) != "unspecified" else "unspecified"
     return replace(said, parts=tuple(parts), format="TIFF", alpha=alpha)
 
 
-def _exif(image: Image.Image) -> bytes:
-    """The EXIF part of a TIFF file's directory as a stream of its own."""
-    stored, kept = image.getexif(), Image.Exif()
+def _content(tiff: TiffFile, page: Any, code: int) -> bytes:
+    """A tag's bytes as they are stored; none where it is not there."""
+    if code not in page.tags:
+        return b""
+    tiff.filehandle.seek(page.tags[code].valueoffset)
+    return tiff.filehandle.read(page.tags[code].valuebytecount)
+
+
+def _exif(tiff: TiffFile, page: Any) -> bytes:
+    """The EXIF part of a page's directory as a stream of its own."""
+    stored, kept = Image.Exif(), Image.Exif()
+    stored.endian, stored.bigtiff = tiff.byteorder, tiff.is_bigtiff
+    stored.load_from_fp(cast("IO[bytes]", tiff.filehandle), page.offset)
     for tag in (*_TEXTS, ORIENTATION):
         if tag in stored:
             kept[tag] = _encoded(stored[tag])
@@ -137,13 +193,44 @@ def _encoded(value: Any) -> Any:
     return value if not isinstance(value, str) or value.isascii() else value.encode("latin-1")
 
 
-def encode_tiff(file: IO[bytes], samples: np.ndarray, metadata: Metadata, name: Path) -> None:
+def encode_tiff(
+    file: IO[bytes], pages: Iterable[tuple[np.ndarray, Metadata]], name: Path, bigtiff: bool
+) -> None:
     """Write a deflated file; see `picture_formats.encode`."""
-    planes = samples.shape[2] if samples.ndim == 3 else 1
+    directories: dict[tuple[int, int], TiffImagePlugin.ImageFileDirectory_v2] = {}
+    with TiffWriter(file, bigtiff=bigtiff, byteorder="<") as writer:
+        for number, (samples, metadata) in enumerate(pages):
+            found = _write_page(writer, samples, metadata, name)
+            directories |= {(number, tag): directory for tag, directory in found.items()}
+    if not directories:
+        return
+    # tifffile writes no directories that a tag points to, nor such a tag: they go to the end of the
+    # file, and the entry of the tag before takes the place of theirs.
+    file.seek(0)
+    with TiffFile(file) as tiff:
+        written: Any = tiff.pages
+        entries = {
+            (number, tag): written[number].tags[tag - 1].offset for number, tag in directories
+        }
+    for (number, tag), directory in directories.items():
+        start = file.seek(0, io.SEEK_END)
+        start += file.write(bytes(start % 2))
+        file.write(directory.tobytes(start))
+        file.seek(entries[number, tag])
+        file.write(struct.pack("<HHQQ" if bigtiff else "<HHII", tag, 4, 1, start))
+
+
+def _write_page(
+    writer: TiffWriter, samples: np.ndarray, metadata: Metadata, name: Path
+) -> dict[int, TiffImagePlugin.ImageFileDirectory_v2]:
+    """Write a page, and give what its EXIF tags are to point to."""
+    planes = samples.shape[2]
     if planes == 2 and samples.dtype == np.uint16:
         # Hardly any reader knows 16-bit grey with alpha in TIFF, Pillow neither.
         samples, planes = samples[..., [0, 0, 0, 1]], 4
     tags = list(metadata.parts)
+    own = {tag[0]: tag[3] for tag in tags}
+    unit: Any = "inch" if metadata.dpi else own.get(296)
     if metadata.xmp:
         tags.append((700, 1, 0, metadata.xmp, True))
     directories: dict[int, TiffImagePlugin.ImageFileDirectory_v2] = {}
@@ -160,29 +247,19 @@ def encode_tiff(file: IO[bytes], samples: np.ndarray, metadata: Metadata, name: 
         tags += [
             (tag, 2, 0, str(exif[tag]).encode("latin-1"), True) for tag in _TEXTS if tag in exif
         ]
-    with TiffWriter(file) as writer:
-        writer.write(
-            samples,
-            photometric="rgb" if planes > 2 else "minisblack",
-            planarconfig="contig" if planes > 1 else None,
-            extrasamples=[metadata.alpha] if planes in (2, 4) else None,
-            compression="zlib",
-            predictor=True,
-            resolution=metadata.dpi,
-            resolutionunit="inch" if metadata.dpi else None,
-            iccprofile=metadata.icc_profile or None,
-            extratags=tags + [(tag - 1, 4, 1, 0, True) for tag in directories],
-            metadata=None,
-            software=False,
-        )
-    # tifffile writes no directories that a tag points to, nor such a tag: they go to the end of the
-    # file, and the entry of the tag before takes the place of theirs.
-    file.seek(0)
-    with TiffFile(file) as written:
-        entries = {tag: written.pages.first.tags[tag - 1].offset for tag in directories}
-    for tag, directory in directories.items():
-        start = file.seek(0, io.SEEK_END)
-        start += file.write(bytes(start % 2))
-        file.write(directory.tobytes(start))
-        file.seek(entries[tag])
-        file.write(struct.pack("<HHII", tag, 4, 1, start))
+    writer.write(
+        samples[..., 0] if planes == 1 else samples,
+        photometric="rgb" if planes > 2 else "minisblack",
+        planarconfig="contig" if planes > 1 else None,
+        extrasamples=[metadata.alpha] if planes in (2, 4) else None,
+        compression="zlib",
+        predictor=samples.dtype.kind != "f",  # that of floats is known to few readers
+        resolution=metadata.dpi or tuple(own[tag] for tag in (282, 283) if tag in own) or None,
+        resolutionunit=unit,
+        iccprofile=metadata.icc_profile or None,
+        extratags=tags + [(tag - 1, 4, 1, 0, True) for tag in directories],
+        metadata=None,
+        software=False,
+        contiguous=False,
+    )
+    return directories

@@ -371,8 +371,8 @@ def test_after_an_interruption_or_a_full_disk_the_rest_is_done(
     assert "1 of 4 pictures are in" in capsys.readouterr().err
     encode, first = pictures.encode, (out / "0.png").stat().st_mtime_ns
 
-    def full(file: Any, samples: np.ndarray, metadata: Metadata, name: Path) -> None:
-        encode(file, samples, metadata, name)
+    def full(file: Any, pages: Any, name: Path, size: int = 0) -> None:
+        encode(file, pages, name, size)
         if name == out / "2.png":
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
