@@ -41,7 +41,7 @@ class DenoiseConfig:
 
     inputs: tuple[Path, ...] = flag(
         (),
-        help="pictures (PNG, JPEG, TIFF, WebP, AVIF, BMP) and folders of them",
+        help="pictures (PNG, JPEG, TIFF, WebP, AVIF, BMP; HEIC where pillow-heif is) and folders of them",
         positional=True,
         group="data",
         basic=True,

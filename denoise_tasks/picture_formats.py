@@ -28,6 +28,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from denoise_tasks.picture_metadata import (
+    HEIC,
     READ,
     Metadata,
     PictureFile,
@@ -92,7 +93,7 @@ def open_file(path: Path) -> list[PictureFile]:
     )
     raise InputError(
         f"{path}: {what if head else 'an empty file, '}not a picture that is read here; "
-        f"allowed: {READ}; convert it first"
+        f"allowed: {READ}; {HEIC if what.startswith('HEIC') else 'convert it first'}"
     )
 
 
@@ -248,6 +249,8 @@ def _open_by_pillow(path: Path, plugin: type[ImageFile.ImageFile]) -> PictureFil
         check_pages(path, getattr(image, "n_frames", 1))
         if image.mode not in _MODES:
             raise unsupported(path, image.mode)
+        if image.info.get("bit_depth", 8) > 8:
+            warn(path, f"{image.info['bit_depth']} bits, are read as 8")
         mode, (width, height) = _MODES[image.mode], image.size
         segments = [
             segment

@@ -18,6 +18,7 @@ from PIL import Image, ImageCms, ImageFile
 from img2img_recon.support.errors import InputError
 
 READ = "PNG, JPEG, TIFF, WebP, AVIF or BMP, 8 or 16 bits, grey or RGB, with or without alpha"
+HEIC = "for HEIC pip install pillow-heif"
 ORIENTATION = 0x0112
 
 

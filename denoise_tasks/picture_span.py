@@ -40,8 +40,10 @@ class Span(NamedTuple):
 
     def to_pixels(self, samples: np.ndarray) -> np.ndarray:
         """Samples of any shape as float32 in [0, 1], floats of an image in [0, 1] as they are."""
-        inside = np.clip(samples, self.black, self.white) if self.measured else samples
-        return ((inside - np.float64(self.black)) / self.width).astype(np.float32, order="C")
+        number = np.result_type(samples.dtype, np.float32).type
+        if self.measured:
+            samples = np.clip(samples, number(self.black), number(self.white))
+        return ((samples - number(self.black)) / number(self.width)).astype(np.float32, order="C")
 
     def to_samples(self, pixels: np.ndarray, like: np.ndarray) -> np.ndarray:
         """Pixels as samples of the type of those that they were made from, which have the same shape."""

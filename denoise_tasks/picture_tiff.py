@@ -1,4 +1,4 @@
-"""TIFF files (TIFF 6.0, BigTIFF) through tifffile, their EXIF through Pillow."""
+"""TIFF files (TIFF 6.0, BigTIFF), pages and stacks of any numbers, through tifffile, their EXIF through Pillow."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _PARTS = (
     50838,
     50839,
 )
-_RESOLUTION = (282, 283, 296)  # of a unit that only the description names
+_RESOLUTION = 282
 
 
 def open_tiff(path: Path) -> list[PictureFile]:
@@ -56,7 +56,7 @@ def open_tiff(path: Path) -> list[PictureFile]:
         if not pages:
             raise ValueError("no page but thumbnails")
         count = 1
-        if len(listed) == 1 and (tiff.is_imagej or tiff.is_stk):
+        if len(listed) == 1 and (tiff.is_imagej or tiff.is_stk) and pages[0].compression == 1:
             # Planes of a stack, which follow the one that has tags.
             count = tiff.series[0].size // pages[0].size
         return [
@@ -139,18 +139,21 @@ def _metadata(path: Path, tiff: TiffFile, page: Any, first: bool) -> Metadata:
     said = Metadata()
     with optional(path, "metadata"):
         said = Metadata(xmp=_content(tiff, page, 700), icc_profile=_content(tiff, page, 34675))
-        if 282 in page.tags and page.tags.valueof(296, 2) != 1:
-            dpi = page.get_resolution("inch")
-            said = replace(said, dpi=dpi if min(dpi) > 0 else None)
+        unit = page.tags.valueof(296, 2)
+        resolution = page.get_resolution(None if unit == 1 else "inch")
+        if 282 in page.tags and min(resolution) > 0:
+            if unit == 1:  # one that only the description names
+                said = replace(said, parts=((_RESOLUTION, 5, 1, resolution, True),))
+            else:
+                said = replace(said, dpi=resolution)
     if not first:
         return replace(said, format="TIFF")
     with optional(path, "metadata"):
         said = replace(said, exif=_exif(tiff, page))
     if 37724 in page.tags:
         warn(path, "its layers are left out, what is denoised is the picture that they make")
-    parts = []
-    codes = _PARTS if said.dpi else (*_PARTS, *_RESOLUTION)
-    for tag in (page.tags[code] for code in codes if code in page.tags):
+    parts = list(said.parts)
+    for tag in (page.tags[code] for code in _PARTS if code in page.tags):
         value = tag.value
         if tag.dtype in (1, 2, 7):  # bytes and texts as they are, whatever their encoding
             value = _content(tiff, page, tag.code)
@@ -200,7 +203,7 @@ def encode_tiff(
     directories: dict[tuple[int, int], TiffImagePlugin.ImageFileDirectory_v2] = {}
     with TiffWriter(file, bigtiff=bigtiff, byteorder="<") as writer:
         for number, (samples, metadata) in enumerate(pages):
-            found = _write_page(writer, samples, metadata, name)
+            found = _write_page(writer, samples, metadata, name, bigtiff)
             directories |= {(number, tag): directory for tag, directory in found.items()}
     if not directories:
         return
@@ -221,7 +224,7 @@ def encode_tiff(
 
 
 def _write_page(
-    writer: TiffWriter, samples: np.ndarray, metadata: Metadata, name: Path
+    writer: TiffWriter, samples: np.ndarray, metadata: Metadata, name: Path, bigtiff: bool
 ) -> dict[int, TiffImagePlugin.ImageFileDirectory_v2]:
     """Write a page, and give what its EXIF tags are to point to."""
     planes = samples.shape[2]
@@ -229,8 +232,10 @@ def _write_page(
         # Hardly any reader knows 16-bit grey with alpha in TIFF, Pillow neither.
         samples, planes = samples[..., [0, 0, 0, 1]], 4
     tags = list(metadata.parts)
-    own = {tag[0]: tag[3] for tag in tags}
-    unit: Any = "inch" if metadata.dpi else own.get(296)
+    resolution = metadata.dpi
+    for part in tags:
+        if part[0] == _RESOLUTION:
+            resolution = part[3]
     if metadata.xmp:
         tags.append((700, 1, 0, metadata.xmp, True))
     directories: dict[int, TiffImagePlugin.ImageFileDirectory_v2] = {}
@@ -239,7 +244,8 @@ def _write_page(
         exif.load(metadata.exif)
         for tag in (_EXIF, _GPS):
             if tag in exif:
-                directory = TiffImagePlugin.ImageFileDirectory_v2(prefix=b"II", group=tag)
+                head = b"II+".ljust(16, b"\0") if bigtiff else b"II*".ljust(8, b"\0")
+                directory = TiffImagePlugin.ImageFileDirectory_v2(head, group=tag)
                 for key, value in _directory(exif, tag).items():
                     directory[key] = value
                 directory.tobytes()  # raises for values that no file holds
@@ -254,8 +260,8 @@ def _write_page(
         extrasamples=[metadata.alpha] if planes in (2, 4) else None,
         compression="zlib",
         predictor=samples.dtype.kind != "f",  # that of floats is known to few readers
-        resolution=metadata.dpi or tuple(own[tag] for tag in (282, 283) if tag in own) or None,
-        resolutionunit=unit,
+        resolution=resolution,
+        resolutionunit="inch" if metadata.dpi else None if resolution is None else "none",
         iccprofile=metadata.icc_profile or None,
         extratags=tags + [(tag - 1, 4, 1, 0, True) for tag in directories],
         metadata=None,

@@ -1,4 +1,4 @@
-"""Pictures in files and in memory: PNG, JPEG, TIFF, WebP, AVIF and BMP, 8 or 16 bits, grey or colour.
+"""Pictures in files and in memory: PNG, JPEG, TIFF, WebP, AVIF, BMP and HEIC, grey or colour.
 
 Pictures are turned upright as their EXIF says; what is written says that it is upright. Alpha, EXIF,
 XMP, IPTC, comments, ICC profile and dots per inch are carried from the picture that was read to the
@@ -20,6 +20,7 @@ import numpy as np
 
 from denoise_tasks.picture_formats import FORMATS, encode, open_file
 from denoise_tasks.picture_metadata import (
+    HEIC,
     Metadata,
     PictureFile,
     check_pages,
@@ -215,8 +216,8 @@ def check_ending(path: Path, alpha: bool = False) -> None:
     ending = Path(path).suffix.lower()
     if ending not in ENDINGS:
         raise InputError(
-            f"{path}: no picture's ending, allowed: {', '.join(ENDINGS)}; convert other pictures "
-            "(camera raw, HEIC) first"
+            f"{path}: no picture's ending, allowed: {', '.join(ENDINGS)}; {HEIC}; convert others "
+            "(camera raw) first"
         )
     if alpha and ending not in _WITH_ALPHA:
         raise InputError(

@@ -181,16 +181,17 @@ def test_pictures_are_decoded_once_as_far_as_memory_allows(
 ) -> None:
     fake(lambda x: x / 2)
     decoded: list[str] = []
-    read = pictures.read_picture
+    read, decode = pictures.read_picture, pictures._read
     monkeypatch.setattr(denoise, "KEPT_PIXELS", kept)
     monkeypatch.setattr(
-        pictures, "read_picture", lambda path: decoded.append(path.name) or read(path)
+        pictures, "_read", lambda path, file: decoded.append(path.name) or decode(path, file)
     )
     for number in range(3):
         write_picture(tmp_path / "in" / f"{number}.png", picture(20 + number, 50))
     run(tmp_path / "in", "--out", tmp_path / "out", "--sigma", "auto")
     again = [] if kept > 1500 else ["1.png", "2.png"]
     assert decoded == ["0.png", "1.png", "2.png", *again]
+    monkeypatch.setattr(pictures, "_read", decode)
     for number in range(3):
         before = read(tmp_path / "in" / f"{number}.png").pixels
         after = read(tmp_path / "out" / f"{number}.png").pixels

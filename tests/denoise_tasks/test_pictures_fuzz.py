@@ -10,6 +10,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ import tifffile
 from PIL import Image
 
 from denoise_tasks import pictures
-from denoise_tasks.pictures import read_picture, write_picture
+from denoise_tasks.picture_span import extent, span_of
+from denoise_tasks.pictures import Picture, PicturePages, write_pages
 from img2img_recon.support.errors import InputError
 
 COUNT = int(os.environ.get("FUZZ", "25"))
@@ -51,7 +53,8 @@ def by_pillow(format: str, channels: int = 3, **options: object) -> bytes:
 def by_tifffile(dtype: str, channels: int, **options: object) -> bytes:
     samples = np.random.default_rng(0).integers(0, 255, (20, 24, channels)).astype(dtype)
     file = io.BytesIO()
-    photometric = "rgb" if channels > 2 else "minisblack"
+    photometric = "rgb" if channels in (3, 4) else "minisblack"
+    samples = np.moveaxis(samples, 2, 0) if channels > 4 else samples
     tags = [(33550, 12, 3, (1.0, 1.0, 0.0), True), (700, 1, 0, XMP, True)]
     tifffile.imwrite(file, samples.squeeze(), photometric=photometric, extratags=tags, **options)
     return file.getvalue()
@@ -68,6 +71,8 @@ KINDS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "tiff": (".tif", lambda: by_tifffile("u1", 3)),
     "tiff, 16 bits": (".tif", lambda: by_tifffile("u2", 1, compression="zlib", predictor=True)),
     "tiff, tiles": (".tif", lambda: by_tifffile("u1", 4, tile=(16, 16), bigtiff=True)),
+    "tiff, floats": (".tif", lambda: by_tifffile("f4", 5, imagej=True)),
+    "tiff, planes": (".tif", lambda: by_tifffile("u2", 5, imagej=True, truncate=True)),
     "tiff by Pillow": (".tif", lambda: by_pillow("TIFF", compression="tiff_lzw")),
 }
 
@@ -97,6 +102,15 @@ def damaged(content: bytes, rng: np.random.Generator) -> bytes:
     return bytes(changed)
 
 
+def pages_of(path: Path) -> list[Picture]:
+    return [
+        page
+        if page.samples.dtype == np.uint8
+        else replace(page, span=span_of(extent(page.samples, path), page.samples.dtype))
+        for page in PicturePages(path)
+    ]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_file_is_read_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -112,7 +126,7 @@ def test_a_damaged_file_is_read_or_refused(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                picture, refusal = read_picture(source), ""
+                pages, refusal = pages_of(source), ""
             except InputError as error:
                 refusal = str(error)
             assert time.perf_counter() - begin < LONGEST_S
@@ -122,9 +136,9 @@ def test_a_damaged_file_is_read_or_refused(
                 assert len(refusal) < len(str(source)) + 400
                 continue
             # What could be read can be written, and read again as it was.
-            write_picture(out, picture.pixels, picture, overwrite=True)
-            again = read_picture(out)
-        assert again.samples.shape == picture.samples.shape
+            write_pages(out, [(page.pixels, page) for page in pages], overwrite=True)
+            again = pages_of(out)
+        assert [page.samples.shape for page in again] == [page.samples.shape for page in pages]
         assert os.listdir(out.parent) == [out.name]
         read += 1
     assert read >= 1
