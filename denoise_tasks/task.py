@@ -98,6 +98,7 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
 
     config_class = TrainConfig
     monitor = "val_metrics/psnr"
+    begins_with = ("denoising", "gaussian", "pairs")
     not_identity = ("skip_small",)
     defaults: ClassVar[Mapping[str, Any]] = {"augment": False, "protocol": "standard"}
     others_flags: ClassVar[tuple[str, ...]] = ()
@@ -126,6 +127,25 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
         if given.model not in self.models():
             raise InputError(f"--model: given {given.model}, allowed: {', '.join(self.models())}")
 
+    def check_beginning(self, given: TrainConfig, known: Mapping[str, Any]) -> None:
+        """See that flags that are never open go with the network of `--init`.
+
+        Raises:
+            InputError: they do not.
+        """
+        channels, residual = known["options"]["in_chans"], known.get("wrapper") == "residual"
+        if given.channels != channels:
+            raise InputError(
+                f"--channels: given {given.channels}, allowed with --init {given.init}: {channels}"
+            )
+        if given.residual != residual:
+            flag = "--residual" if residual else "--no_residual"
+            raise InputError(f"--init: {given.init} was trained with {flag}; give it too")
+
+    def learnt(self, known: Mapping[str, Any]) -> dict[str, Any]:
+        """Defaults that go on from what the network of `--init` was trained for."""
+        return {}
+
     @abstractmethod
     def recipe(self, given: TrainConfig) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """Values of flags and options of the network that are used where none are given."""
@@ -134,9 +154,12 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
         """See `Task.resolve`."""
         from img2img_recon.networks.zoo import complete_config
 
+        given, known = self.begun(given)
         self.check_flags(given)
+        if known:
+            self.check_beginning(given, known)
         flags, options = self.recipe(given)
-        flags = {**self.defaults, **flags}
+        flags = {**self.defaults, **flags, **self.learnt(known)}
         if given.max_epochs is not None and flags["halve_at_epoch"]:
             # A shorter training halves at the same share of it.
             share = flags["halve_at_epoch"] / flags["max_epochs"]
@@ -223,11 +246,13 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
         import pytorch_lightning as pl
 
         from denoise_tasks.module import DenoisingData
+        from img2img_recon.training.beginnings import begin
         from img2img_recon.training.trainer import compile_networks, make_trainer
 
         config, run, content = prepared.config, prepared.run, prepared.content
         pl.seed_everything(config.seed, verbose=False)
         module = self.module(config)
+        begin(module, config.init)
         if config.compile:
             compile_networks(module)
         data = DenoisingData(
@@ -309,6 +334,13 @@ class GaussianTask(DenoisingTask):
             return GAUSSIAN_RECIPE, plane
         return LAPTOP_RECIPE, LAPTOP_NETWORKS.get(given.model, {}) | plane
 
+    def learnt(self, known: Mapping[str, Any]) -> dict[str, Any]:
+        """The levels of noise, and their protocol."""
+        if not (sigma := known.get("sigma")):
+            return {}
+        levels = tuple(sigma) if isinstance(sigma, (list, tuple)) else sigma
+        return {"sigma": levels, "protocol": known.get("protocol") or "standard"}
+
     def train_images(self, config: TrainConfig) -> int | None:
         """Of a folder only what `--train_images` says; the built-in photographs are known."""
         if config.train_images is not None or config.data_path is not None:
@@ -351,7 +383,7 @@ class PairsTask(DenoisingTask):
             raise InputError("--protocol: only for --task gaussian, given --task pairs")
         if given.loss != "mse" or given.options.get("noise_level_plane"):
             raise InputError(
-                "--loss, --noise_level_plane: only where the level is known, --task gaussian"
+                "--loss, --noise_level_plane (of --init too): only where the level is known, --task gaussian"
             )
         if given.data_path is None:
             raise InputError(

@@ -49,11 +49,17 @@ def defaults() -> dict[str, str]:
     )
 
 
+def settled(given: TrainConfig) -> Mapping[str, Any]:
+    """All flags, for `--print_config`."""
+    task = TASKS[given.task]
+    return task.values(task.resolve(given))
+
+
 @script
 def main(words: Sequence[str] | None = None) -> None:
     """The command line."""
     models = next(iter(TASKS.values())).models()
-    given = parse_config(TrainConfig, words, models=models, defaults=defaults)
+    given = parse_config(TrainConfig, words, models=models, defaults=defaults, settled=settled)
     from img2img_recon.training.runner import is_first_process, report, run_prepared
 
     task = TASKS[given.task]

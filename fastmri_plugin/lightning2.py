@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fastmri_plugin.framework import MriModule
+from img2img_recon.training.loggers import log_image
 
 # fastMRI's sums over volumes and processes, in the order in which it adds to them.
 _SUMS = ("NMSE", "SSIM", "PSNR", "TotExamples", "ValLoss", "TotSliceExamples")
@@ -52,6 +53,9 @@ class _OnLightning2:
         else:
             self._aggregate_nothing()
         self._validation_logs = []
+
+    def log_image(self, name: str, image: torch.Tensor) -> None:
+        log_image(self.loggers, name, image, self.global_step)  # type: ignore[attr-defined]
 
     def _aggregate_nothing(self) -> None:
         """Take part in fastMRI's sums, in its order, in a process that has no volume to validate."""

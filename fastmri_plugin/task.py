@@ -102,6 +102,7 @@ class MriTask(Task[TrainConfig, MriRun]):
     name = "mri"
     config_class = TrainConfig
     monitor = "val_metrics/ssim"
+    begins_with = ("mri",)
     not_identity = ("anatomy", "mode", "out", "test_path", "test_split")
 
     def models(self) -> Mapping[str, Row]:
@@ -110,6 +111,11 @@ class MriTask(Task[TrainConfig, MriRun]):
 
     def resolve(self, given: TrainConfig) -> TrainConfig:
         """See `Task`; `data_path` stays None for the built-in data."""
+        given, known = self.begun(given)
+        if known.get("challenge", given.challenge) != given.challenge:
+            raise InputError(
+                f"--challenge: given {given.challenge}, but --init {given.init} is for {known['challenge']}"
+            )
         data_path = given.data_path or configured_data_path(given.anatomy)
         recipe = LAPTOP if data_path is None else PAPER
         # fastMRI's modules keep their own learning rate and schedule.
@@ -248,6 +254,7 @@ class MriTask(Task[TrainConfig, MriRun]):
         from fastmri_plugin.data import SliceDataModule, SliceDataset, sample_slices
         from fastmri_plugin.module import build_module
         from fastmri_plugin.transforms import build_transform
+        from img2img_recon.training.beginnings import begin
         from img2img_recon.training.trainer import compile_networks, make_trainer
 
         config: TrainConfig = prepared.config
@@ -261,6 +268,7 @@ class MriTask(Task[TrainConfig, MriRun]):
             config.kspace_loss,
             config.optimizer,
         )
+        begin(module, config.init)
         if config.compile:
             compile_networks(module)
 

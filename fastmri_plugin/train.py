@@ -73,7 +73,13 @@ def defaults() -> dict[str, str]:
 @script
 def main(words: Sequence[str] | None = None) -> None:
     """The command line."""
-    config = parse_config(TrainConfig, words, models=TASK.models(), defaults=defaults)
+    config = parse_config(
+        TrainConfig,
+        words,
+        models=TASK.models(),
+        defaults=defaults,
+        settled=lambda given: TASK.values(TASK.resolve(given)),
+    )
     if config.mode == "test":
         print(test(config))
         return

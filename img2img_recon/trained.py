@@ -171,6 +171,28 @@ def find_network(source: Path | str) -> Path:
     return find_checkpoint(path)
 
 
+def read_network(path: Path, child: str = "network") -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a file of `find_network` says of its network, and the network's weights.
+
+    Args:
+        path: the file.
+        child: under which a training's module has the network.
+
+    Raises:
+        InputError: a broken file, or one of something else.
+    """
+    if path.suffix == ".safetensors":
+        return read_weights(path)
+    checkpoint = load_checkpoint(path)
+    before = f"{child}."
+    state = {
+        key.removeprefix(before): value
+        for key, value in checkpoint["state_dict"].items()
+        if key.startswith(before)
+    }
+    return checkpoint.get("run_config") or {}, state
+
+
 def load(source: Path | str, *, tasks: Collection[str] | None = None) -> nn.Module:
     """The trained network of any task, in evaluation mode on the CPU.
 
@@ -188,16 +210,7 @@ def load(source: Path | str, *, tasks: Collection[str] | None = None) -> nn.Modu
         InputError: none of these, a broken file, or one of another task.
     """
     path = find_network(source)
-    if path.suffix == ".safetensors":
-        description, state = read_weights(path)
-    else:
-        checkpoint = load_checkpoint(path)
-        description = checkpoint.get("run_config") or {}
-        state = {
-            key.removeprefix("network."): value
-            for key, value in checkpoint["state_dict"].items()
-            if key.startswith("network.")
-        }
+    description, state = read_network(path)
     task = description.get("task")
     if tasks is not None and task not in tasks:
         raise InputError(f"{path}: a network of the task {task}; allowed: {', '.join(tasks)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -15,11 +16,21 @@ from img2img_recon.support.errors import InputError, TrainingError
 from img2img_recon.support.files import NO_ROOM, no_room
 from img2img_recon.support.flags import Flag, flag, flags_of, network_options, refusal, typed
 from img2img_recon.support.help_text import Defaults, help_text
-from img2img_recon.support.values import SWITCH, did_you_mean
+from img2img_recon.support.values import SWITCH, choices, did_you_mean
 
-__all__ = ["Flag", "config_from", "flag", "flags_of", "network_options", "parse_config", "typed"]
+__all__ = [
+    "Flag",
+    "as_yaml",
+    "config_from",
+    "flag",
+    "flags_of",
+    "network_options",
+    "parse_config",
+    "typed",
+]
 
 ConfigT = TypeVar("ConfigT")
+Settled = Callable[[Any], Mapping[str, Any]]
 
 EXIT_FAULT = 1
 EXIT_BAD_INPUT = 2
@@ -29,7 +40,12 @@ HELP, HELP_ALL, CONFIG, PRINT_CONFIG = OWN_FLAGS = (
     Flag("help", bool, False, "the flags that most people need"),
     Flag("help_all", bool, False, "every flag"),
     Flag("config", tuple[Path, ...], (), "YAML file with values of flags, as batch_size: 4"),
-    Flag("print_config", bool, False, "print such a file instead of starting"),
+    Flag(
+        "print_config",
+        bool,
+        False,
+        "print such a file, with every default settled, instead of starting",
+    ),
 )
 
 
@@ -41,6 +57,7 @@ def parse_config(
     models: Mapping[str, Any] | None = None,
     defaults: Defaults | None = None,
     prog: str | None = None,
+    settled: Settled | None = None,
 ) -> ConfigT:
     """Build the dataclass `config_class` from command-line words (default: `sys.argv[1:]`).
 
@@ -56,6 +73,8 @@ def parse_config(
         defaults: called for `--help` only; what flags whose default is None come to, in words
             ("40 (built-in data: 20)"), by name.
         prog: the command's name in `--help`; by default the script's.
+        settled: called for `--print_config` only; the flags of a configuration by name, with every default
+            settled.
 
     Raises:
         InputError: a word that does not fit, or what the dataclass's own check says.
@@ -72,7 +91,7 @@ def parse_config(
         given = _stored(Path(file), flags) | given
     values = {name: texts[0] if len(texts) == 1 else texts for name, texts in given.items()}
     if values.pop(PRINT_CONFIG.name, False):
-        print(_as_yaml(flags, values), end="")
+        print(as_yaml(flags, _printed(config_class, flags, values, models, settled)), end="")
         raise SystemExit(0)
     return config_from(config_class, values, models)
 
@@ -199,13 +218,48 @@ def _stored(file: Path, flags: Mapping[str, Flag]) -> dict[str, list[Any]]:
         raise InputError(f"{file}: {error}") from None
 
 
-def _as_yaml(flags: Mapping[str, Flag], values: Mapping[str, Any]) -> str:
-    """What `--config` reads: the values given and the defaults of the others."""
+def as_yaml(flags: Mapping[str, Flag], values: Mapping[str, Any]) -> str:
+    """What `--config` reads: flags with their values, each below its help.
+
+    Args:
+        flags: of the script. One that is required and has no value is a comment.
+        values: by flag; those of other names are left out.
+    """
     import yaml
 
-    defaults = {name: item.default for name, item in flags.items() if not item.required}
-    content = json.dumps(defaults | _typed_values(flags, values), default=str)
-    return yaml.safe_dump(json.loads(content), sort_keys=False)
+    lines = []
+    for item in flags.values():
+        if item.name in values:
+            plain = json.loads(json.dumps({item.name: values[item.name]}, default=str))
+            line = yaml.safe_dump(plain, default_flow_style=True, width=math.inf)[1:-2]
+        elif item.required:
+            line = f"# {item.name}: (to be given)"
+        else:
+            continue
+        lines += [f"# {item.help} [{item.allowed}]", line]
+    return "\n".join(lines) + "\n"
+
+
+def _printed(
+    config_class: type[ConfigT],
+    flags: Mapping[str, Flag],
+    values: Mapping[str, Any],
+    models: Mapping[str, Any] | None,
+    settled: Settled | None,
+) -> dict[str, Any]:
+    """The values that `--print_config` prints, of required flags only those that are given."""
+    missing = {
+        item.name: choices(item.type)[:1]
+        for item in flags.values()
+        if item.required and item.name not in values
+    }
+    if settled is None or not all(missing.values()):
+        defaults = {name: item.default for name, item in flags.items() if not item.required}
+        return defaults | _typed_values(flags, values)
+    # Defaults that depend on what is missing are those of its first choice.
+    first = {name: words[0] for name, words in missing.items()}
+    found = settled(config_from(config_class, {**values, **first}, models))
+    return {name: value for name, value in found.items() if name not in missing}
 
 
 def one_line(error: InputError) -> str:

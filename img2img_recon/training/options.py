@@ -30,6 +30,7 @@ NOT_IDENTITY = (
     "accelerator",
     "assumed",
     "checkpoint_every_n_steps",
+    "logger",
     "num_workers",
     "progress",
     "run",
@@ -49,6 +50,12 @@ class TrainingFlags:
 
     model: str = flag("img2img_mixer", help="network", group="network", basic=True)
     options: Mapping[str, Any] = network_options()
+    init: str | None = flag(
+        None,
+        help="begin with the weights of a network of the package, a run or a .safetensors file",
+        group="network",
+        basic=True,
+    )
     assumed: tuple[str, ...] = field(default=(), repr=False)
     run: Path | None = flag(
         None, help="the run's folder; default: runs/, named by what is trained", basic=True
@@ -102,6 +109,9 @@ class TrainingFlags:
     devices: Devices = flag("auto", help="how many, or which", group="cluster", basic=True)
     num_nodes: PositiveInt = flag(1, help="machines", group="cluster")
     strategy: Strategy = flag("auto", help="Lightning's strategy", group="cluster")
+    logger: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = flag(
+        ("tensorboard", "csv"), help="where losses, scores and the configuration are logged"
+    )
     progress: bool = flag(True, help="progress bars; without, one line per epoch", basic=True)
 
     def filled(self: FlagsT, recipe: Mapping[str, Any], leave_out: Collection[str] = ()) -> FlagsT:

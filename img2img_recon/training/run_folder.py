@@ -1,9 +1,10 @@
 """The run folder: everything a training run makes, and all that is needed to repeat it.
 
 RUN/config.json          the resolved configuration; a folder belongs to one configuration
+RUN/config.yaml          the same as flags, which --config reads
 RUN/environment.json     git revision, package versions, machine
 RUN/checkpoints/         best.ckpt, last.ckpt
-RUN/logs/                TensorBoard and CSV
+RUN/logs/                what --logger writes here
 RUN/reconstructions/     volumes or images
 RUN/figures/
 RUN/metrics.json         written last: a run with it is finished
@@ -100,6 +101,11 @@ class RunFolder:
     def config_file(self) -> Path:
         """The resolved configuration."""
         return self.path / "config.json"
+
+    @property
+    def flags_file(self) -> Path:
+        """The resolved configuration as flags."""
+        return self.path / "config.yaml"
 
     @property
     def environment_file(self) -> Path:
@@ -220,6 +226,8 @@ class RunFolder:
             return None not in (old, new) and new > old
         if key == "halve_at_epoch":
             return bool(old) and bool(new) and "max_epochs" in changes
+        if key == "init":
+            return None not in (old, new) and old.split("@")[-1] == new.split("@")[-1]
         if key == "data_path":
             return bool(data) and self._environment().get("data") == data
         return key in PLACES

@@ -8,8 +8,9 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 
 from img2img_recon.networks.base import count_parameters
+from img2img_recon.support.cli import as_yaml
 from img2img_recon.support.errors import TrainingError
-from img2img_recon.support.files import write_json
+from img2img_recon.support.files import write_json, write_text
 from img2img_recon.support.progress import Track, bar, silent
 from img2img_recon.training.checkpoints import RunCheckpoints
 from img2img_recon.training.faults import not_finite
@@ -83,6 +84,9 @@ def run_prepared(task: Task, prepared: PreparedRun) -> dict[str, Any]:
         return {}
     with run.locked():
         run.claim(prepared.content, data=data)
+        values = task.values(prepared.config)
+        del values["run"]  # where, not what
+        write_text(run.flags_file, as_yaml(task.flags(), values))
         for key, (old, new) in changes.items():
             prepared.report(f"going on with --{key} {new} (it was {old})")
         run.remove_leftovers()

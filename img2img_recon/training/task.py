@@ -112,13 +112,39 @@ class Task(ABC, Generic[ConfigT, PreparedT]):
         """
         return config_from(self.config_class, values, self.models())
 
+    def values(self, config: ConfigT) -> dict[str, Any]:
+        """The flags of a resolved configuration by name, as `--config` reads them.
+
+        What `resolve` assumed of the data is left open.
+        """
+        found = {**vars(config), **config.options}
+        known = self.flags().keys() & found.keys() - set(config.assumed)
+        return {name: plain(found[name]) for name in found if name in known}
+
     @abstractmethod
     def resolve(self, given: ConfigT) -> ConfigT:
         """The configuration with every default settled, without reading data or importing torch.
 
+        With `--init`, the network's file is read, and torch imported for it.
+
         Raises:
             InputError: an unknown model, or flags that do not go together.
         """
+
+    def begun(self, given: ConfigT) -> tuple[ConfigT, Mapping[str, Any]]:
+        """The flags with what `--init` settles, and what the network's file says of itself; without it nothing.
+
+        Raises:
+            InputError: a network that cannot be used.
+        """
+        if given.init is None:
+            return given, {}
+        from img2img_recon.training.beginnings import with_beginning
+
+        return with_beginning(given, self.begins_with)
+
+    begins_with: ClassVar[tuple[str, ...]] = ()
+    """Tasks of the networks that `--init` takes."""
 
     @abstractmethod
     def workload(self, config: ConfigT) -> Workload:
@@ -142,6 +168,8 @@ class Task(ABC, Generic[ConfigT, PreparedT]):
             key: value
             for key, value in asdict(config).items()
             if key not in (*NOT_IDENTITY, *self.not_identity)
+            # A run without it is the run that it was before there was such a flag.
+            and (key, value) != ("init", None)
         }
         return {"task": self.name} | {key: plain(value) for key, value in content.items()}
 

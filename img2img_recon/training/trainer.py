@@ -10,7 +10,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ProgressBar
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -21,6 +20,7 @@ from img2img_recon.support.seeds import seed_of
 from img2img_recon.training.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from img2img_recon.training.epoch_lines import progress_callback
 from img2img_recon.training.faults import StopAtFaults
+from img2img_recon.training.loggers import LogConfiguration, make_loggers
 from img2img_recon.training.optimisers import AverageWeights, Budget, StretchSchedule
 from img2img_recon.training.options import TrainingFlags
 from img2img_recon.training.run_folder import RunFolder
@@ -121,6 +121,7 @@ def make_trainer(
     """
     quiet_lightning()
     devices = _devices(config.devices)
+    loggers = make_loggers(run, config.logger)
     budget = [Budget(config.budget_min)] if config.budget_min else []
     averages = [AverageWeights(config.ema)] if config.ema else []
     own: list[Callback] = [
@@ -130,6 +131,7 @@ def make_trainer(
         *budget,
         *averages,
         StopAtFaults(run, monitor),
+        LogConfiguration(run, content),
         RunCheckpoints(run, monitor, mode, config.checkpoint_every_n_steps, *averages),
         progress_callback(config.progress, monitor),
     ]
@@ -145,7 +147,7 @@ def make_trainer(
             strategy=_strategy(config.strategy, devices, config.num_nodes),
             accumulate_grad_batches=config.accumulate_grad_batches,
             check_val_every_n_epoch=config.check_val_every_n_epoch,
-            logger=_loggers(run),
+            logger=loggers,
             plugins=[AtomicCheckpointIO(content), *_cluster_plugins()],
             callbacks=[*own, *callbacks],
             default_root_dir=run.path,
@@ -169,19 +171,6 @@ def make_trainer(
 def _cluster_plugins() -> list[SLURMEnvironment]:
     """Under SLURM, Lightning's place in it without Lightning's own requeueing: the job sees to that."""
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-
-
-def _loggers(run: RunFolder) -> list[Logger]:
-    """The table of scores, and TensorBoard's file where it takes the folder's name: it must be text."""
-    loggers: list[Logger] = [CSVLogger(run.path, name="logs", version=_next_csv(run))]
-    if str(run.path).isprintable():
-        loggers.insert(0, TensorBoardLogger(run.path, name="logs", version="tensorboard"))
-    return loggers
-
-
-def _next_csv(run: RunFolder) -> str:
-    """A new name each time: Lightning's CSV logger empties a folder that a resumed run finds."""
-    return f"csv-{sum(1 for _ in (run.path / 'logs').glob('csv-*'))}"
 
 
 def quiet_lightning() -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from img2img_recon.training.run_folder import RunFolder
-from img2img_recon.training.trainer import ClipGradients, SeedEachBatch, _loggers
+from img2img_recon.training.trainer import ClipGradients, SeedEachBatch
 
 
 def drawn(seed: int, rank: int, epoch: int, batch: int) -> float:
@@ -38,13 +36,3 @@ def test_gradients_are_scaled_down_to_the_norm_that_is_asked_for(norm_type, norm
         ClipGradients(limit, norm_type).on_before_optimizer_step(None, layer, None)
         expected = torch.tensor([[3.0, -4.0]]) * min(limit / norm, 1)
         torch.testing.assert_close(layer.weight.grad, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("name", "loggers"), [("run \u5199 $1", 2), (os.fsdecode(b"caf\xe9"), 1)])
-def test_a_folder_whose_name_is_no_text_has_the_table_of_scores(tmp_path, name, loggers):
-    made = _loggers(RunFolder(tmp_path / name))
-    assert len(made) == loggers
-    for logger in made:
-        logger.log_metrics({"loss": 1.0}, step=0)
-        logger.save()
-    assert (tmp_path / name / "logs/csv-0/metrics.csv").read_text().startswith("loss")
