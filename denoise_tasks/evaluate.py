@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from denoise_tasks.options import Protocol
+from img2img_recon.perceptual_metrics import Name
 from img2img_recon.support.cli import flag, parse_config, script
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import writable_folder, write_json, write_text
@@ -70,6 +71,9 @@ class EvaluateConfig:
     limit: PositiveInt | None = flag(None, help="at most so many images", group="data", basic=True)
     self_ensemble: bool = flag(
         False, help="mean over the eight flips and quarter turns (networks)", basic=True
+    )
+    metrics: tuple[Name, ...] = flag(
+        ("psnr", "ssim"), help="columns; PSNR and SSIM are always there", basic=True
     )
     out: Path = flag(Path("evaluation"), help="folder for tables and panels", basic=True)
     panels: int = flag(4, help="panels per noise level")
@@ -262,12 +266,14 @@ def evaluate(config: EvaluateConfig) -> list[Result]:
     from denoise_tasks.figures import denoising_panel
     from denoise_tasks.scoring import score_cases
     from img2img_recon.figures import panel_path
+    from img2img_recon.perceptual_metrics import make_scores
 
     taken = [name for name in OUTPUTS if (config.out / name).exists()]
     if taken and not config.overwrite:
         raise InputError(
             f"--out: {config.out / taken[0]} exists; give --overwrite or another folder"
         )
+    metrics = make_scores(config.metrics)
     runs, methods = make_methods(config)
     levels = find_cases(config, runs)
     writable_folder(config.out, "--out")
@@ -303,6 +309,7 @@ def evaluate(config: EvaluateConfig) -> list[Result]:
                 workers=config.num_workers,
                 draw=draw,
                 panels=config.panels,
+                metrics=metrics,
                 track=bar if config.progress else silent,
             )
         )
@@ -326,18 +333,17 @@ def print_scores(results: Sequence[Result], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from denoise_tasks.scoring import PROTOCOL_NOTES, SSIM_SETTINGS
+    from denoise_tasks.scoring import PROTOCOL_NOTES, SSIM_SETTINGS, figures
     from img2img_recon.figures import label_of
+    from img2img_recon.perceptual_metrics import LABELS
 
     console = Console(markup=False)
     for result in results:
         table = Table(title=result.title, caption=PROTOCOL_NOTES[result.protocol])
-        for column in ("method", "images", "PSNR (dB)", "SSIM"):
+        for column in ("method", "images", *map(LABELS.__getitem__, result.columns())):
             table.add_column(column, justify="left" if column == "method" else "right")
         for method, count, scores in result.means():
-            table.add_row(
-                label_of(method), str(count), f"{scores['psnr']:.2f}", f"{scores['ssim']:.4f}"
-            )
+            table.add_row(label_of(method), str(count), *figures(scores))
         console.print(table)
     console.print(SSIM_SETTINGS, highlight=False)
     console.print(

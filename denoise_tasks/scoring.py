@@ -26,6 +26,7 @@ from denoise_tasks.pictures import read_picture
 from denoise_tasks.pixel_store import with_channels
 from img2img_recon.metrics import image_scores
 from img2img_recon.noise_level import estimate_sigma
+from img2img_recon.perceptual_metrics import LABELS, Score, settings
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.progress import Track, silent
 
@@ -72,6 +73,7 @@ class Row(NamedTuple):
     method: str
     psnr: float
     ssim: float
+    more: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,14 @@ class Result:
         """Methods in the order in which they were run."""
         return list(dict.fromkeys(row.method for row in self.rows))
 
+    def columns(self) -> list[str]:
+        """What the scores are of."""
+        return ["psnr", "ssim", *self.rows[0].more]
+
     def scores(self, method: str) -> dict[str, dict[str, float]]:
         """Scores of a method by image."""
         return {
-            row.image: {"psnr": row.psnr, "ssim": row.ssim}
+            row.image: {"psnr": row.psnr, "ssim": row.ssim, **row.more}
             for row in self.rows
             if row.method == method
         }
@@ -187,6 +193,7 @@ def score_cases(
     workers: int | None = None,
     draw: Draw | None = None,
     panels: int = 0,
+    metrics: Mapping[str, Score] = {},
     track: Track = silent,
 ) -> Result:
     """Denoise every case with every method and score it, beside the noisy image as it is.
@@ -201,6 +208,7 @@ def score_cases(
         workers: processes for slow methods.
         draw: called for the first `panels` cases with number, case, images by method and the clean one.
         panels: how many to draw.
+        metrics: more scores, of `img2img_recon.perceptual_metrics`.
         track: progress.
 
     Raises:
@@ -225,7 +233,9 @@ def score_cases(
                 images[method.name] = clip_and_round(image, cases[0].protocol)
         for (case, clean, _), images in zip(chunk, outputs, strict=True):
             for name, image in images.items():
-                rows.append(Row(case.name, name, **image_scores(clean, image, data_range=1)))
+                more = {key: score(clean[None], image[None]) for key, score in metrics.items()}
+                scores = image_scores(clean, image, data_range=1)
+                rows.append(Row(case.name, name, **scores, more=more))
             if draw is not None and number < panels:
                 draw(number, case, images, clean)
             number += 1
@@ -279,6 +289,7 @@ def to_json(results: Sequence[Result], details: Mapping[str, Any]) -> dict[str, 
     return {
         **details,
         "ssim": SSIM_SETTINGS,
+        **settings(results[0].columns()),
         "results": [
             {
                 "title": result.title,
@@ -301,34 +312,41 @@ def to_csv(results: Sequence[Result]) -> str:
     """One row per noise level, image and method; the means as image `mean of N`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["data", "protocol", "image", "method", "psnr", "ssim"])
+    writer.writerow(["data", "protocol", "image", "method", *results[0].columns()])
     for result in results:
-        rows = [(row.image, row.method, row.psnr, row.ssim) for row in result.rows]
-        rows += [
-            (f"mean of {count}", method, scores["psnr"], scores["ssim"])
-            for method, count, scores in result.means()
-        ]
-        for image, method, psnr, ssim in rows:
-            writer.writerow(
-                [result.title, result.protocol, image, method, f"{psnr:.4f}", f"{ssim:.5f}"]
-            )
+        by_method = {method: result.scores(method) for method in result.methods()}
+        rows = [(row.image, row.method, by_method[row.method][row.image]) for row in result.rows]
+        rows += [(f"mean of {count}", method, scores) for method, count, scores in result.means()]
+        for image, method, scores in rows:
+            figures = [f"{value:.{4 if key == 'psnr' else 5}f}" for key, value in scores.items()]
+            writer.writerow([result.title, result.protocol, image, method, *figures])
     return text.getvalue()
 
 
+def figures(scores: Mapping[str, float]) -> list[str]:
+    """Scores as tables for reading show them."""
+    return [f"{value:.{2 if key == 'psnr' else 4}f}" for key, value in scores.items()]
+
+
+def _settings(result: Result) -> list[str]:
+    found = settings(result.columns())
+    return [f"{LABELS[name]}: {setting}" for name, setting in found.items()]
+
+
 def to_markdown(results: Sequence[Result], label: Callable[[str], str]) -> str:
-    """For reading: per noise level a table of the means and one of every image (PSNR / SSIM)."""
+    """For reading: per noise level a table of the means and one of every image (scores in the same order)."""
     lines = []
     for result in results:
         lines += [
             f"### {result.title}",
             "",
-            f"{PROTOCOL_NOTES[result.protocol]}. {SSIM_SETTINGS}.",
+            ". ".join([PROTOCOL_NOTES[result.protocol], SSIM_SETTINGS, *_settings(result)]) + ".",
             "",
-            "| method | images | PSNR (dB) | SSIM |",
-            "| --- | --- | --- | --- |",
+            f"| method | images | {' | '.join(map(LABELS.__getitem__, result.columns()))} |",
+            f"| --- | --- |{' --- |' * len(result.columns())}",
         ]
         lines += [
-            f"| {label(method)} | {count} | {scores['psnr']:.2f} | {scores['ssim']:.4f} |"
+            f"| {label(method)} | {count} | {' | '.join(figures(scores))} |"
             for method, count, scores in result.means()
         ]
         methods = result.methods()
@@ -340,7 +358,7 @@ def to_markdown(results: Sequence[Result], label: Callable[[str], str]) -> str:
         by_method = {method: result.scores(method) for method in methods}
         for image in dict.fromkeys(row.image for row in result.rows):
             cells = [
-                f"{one['psnr']:.2f} / {one['ssim']:.4f}" if (one := rows.get(image)) else "-"
+                " / ".join(figures(rows[image])) if image in rows else "-"
                 for rows in by_method.values()
             ]
             name = " ".join(image.replace("|", r"\|").split())

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastmri_plugin.flags import SplitFlags
+from img2img_recon.perceptual_metrics import Name
 from img2img_recon.support.cli import flag, parse_config, script
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.types import NonNegativeInt, PositiveInt
 
 if TYPE_CHECKING:
     from fastmri_plugin.scoring import ScoredVolume
+    from img2img_recon.perceptual_metrics import Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,11 @@ class EvaluateConfig(SplitFlags):
     acceleration: PositiveInt | None = flag(
         None, help="score only volumes whose target file stores this acceleration", group="data"
     )
+    metrics: tuple[Name, ...] = flag(
+        ("psnr", "ssim"),
+        help="columns beside MSE and NMSE; PSNR and SSIM are always there",
+        basic=True,
+    )
     json: Path | None = flag(
         None, help="file to write with the scores of groups and volumes", basic=True
     )
@@ -74,7 +81,9 @@ class EvaluateConfig(SplitFlags):
             raise InputError(f"--json: {self.json} is a folder, expected a file's name")
 
 
-def score_files(config: EvaluateConfig) -> dict[str, list[ScoredVolume]]:
+def score_files(
+    config: EvaluateConfig, metrics: Mapping[str, Score]
+) -> dict[str, list[ScoredVolume]]:
     """The scores of a folder of reconstructions, under the folder's name."""
     from fastmri_plugin.scoring import find_targets, score_folders
     from img2img_recon.support.progress import bar, silent
@@ -88,12 +97,15 @@ def score_files(config: EvaluateConfig) -> dict[str, list[ScoredVolume]]:
         acquisition=config.acquisition,
         acceleration=config.acceleration,
         num_workers=config.num_workers,
+        metrics=metrics,
         track=bar if config.progress else silent,
     )
     return {config.predictions_path.name: volumes}
 
 
-def score_methods(config: EvaluateConfig) -> dict[str, list[ScoredVolume]]:
+def score_methods(
+    config: EvaluateConfig, metrics: Mapping[str, Score]
+) -> dict[str, list[ScoredVolume]]:
     """The scores of runs and methods on a split, by method."""
     from fastmri_plugin.scoring import TargetFile, score_reconstructions, select_targets
     from fastmri_plugin.splits import open_split
@@ -107,7 +119,7 @@ def score_methods(config: EvaluateConfig) -> dict[str, list[ScoredVolume]]:
     scored = {}
     for name, method in split.methods.items():
         made = method.reconstruct(infos, split.masks, split.track)
-        scored[name] = score_reconstructions(made, targets, Path(name), config.num_workers)
+        scored[name] = score_reconstructions(made, targets, Path(name), config.num_workers, metrics)
     return scored
 
 
@@ -126,10 +138,12 @@ def main(words: Sequence[str] | None = None) -> None:
     from rich.console import Console
 
     from fastmri_plugin.score_tables import group_scores, groups_table
+    from img2img_recon.perceptual_metrics import make_scores
     from img2img_recon.support.files import write_json
 
     by_method = config.predictions_path is None
-    scored = score_methods(config) if by_method else score_files(config)
+    metrics = make_scores(config.metrics)
+    scored = (score_methods if by_method else score_files)(config, metrics)
     rows = {name: group_scores(volumes) for name, volumes in scored.items()}
     # Into a file or a pipe a table of figures must not be folded at a terminal's width.
     console = Console(markup=False, width=None if sys.stdout.isatty() else 140)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastmri_plugin.scoring import METRICS, ScoredVolume
+from fastmri_plugin.scoring import ScoredVolume
+from img2img_recon.perceptual_metrics import METRICS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,7 +51,7 @@ class ScoreRow:
 def summarise(scores: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Mean over volumes of each metric; empty without a volume."""
     rows = list(scores)
-    return {name: float(np.mean([row[name] for row in rows])) for name in METRICS if rows}
+    return {name: float(np.mean([row[name] for row in rows])) for name in (rows[0] if rows else ())}
 
 
 def _spread(values: Sequence[float]) -> float:
@@ -81,7 +82,7 @@ def group_scores(volumes: Sequence[ScoredVolume]) -> list[ScoreRow]:
         ]
         if members:
             scores = [volume.scores for volume in members]
-            std = {name: _spread([row[name] for row in scores]) for name in METRICS}
+            std = {name: _spread([row[name] for row in scores]) for name in scores[0]}
             row = ScoreRow(acquisition, acceleration, len(members), summarise(scores), std)
             rows.append(row)
     return rows
@@ -101,13 +102,14 @@ def groups_table(methods: Mapping[str, Sequence[ScoreRow]], by_method: bool = Tr
     table.add_column("number", justify="right")
     if by_method:
         table.add_column("method")
-    for name in METRICS:
-        table.add_column(name.upper(), justify="right")
+    names = list(next(iter(methods.values()))[0].mean)
+    for name in names:
+        table.add_column(METRICS[name].label if name in METRICS else name.upper(), justify="right")
     for position, row in enumerate(next(iter(methods.values()))):
         first = (row.label, str(row.volumes))
         lines = [(method, rows[position]) for method, rows in methods.items()]
         for method, line in sorted(lines, key=lambda item: item[1].mean["ssim"]):
-            figures = [f"{line.mean[name]:.4g} +/- {2 * line.std[name]:.2g}" for name in METRICS]
+            figures = [f"{line.mean[name]:.4g} +/- {2 * line.std[name]:.2g}" for name in names]
             table.add_row(*first, *([method] if by_method else []), *figures)
             first = ("", "")
         if by_method:

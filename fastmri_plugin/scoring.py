@@ -24,23 +24,27 @@ from fastmri_plugin.volumes import (
     read_whole_target,
 )
 from img2img_recon.metrics import volume_scores
+from img2img_recon.perceptual_metrics import Score
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.progress import Track, silent
 
-METRICS = ("mse", "nmse", "psnr", "ssim")
 MAX_THREADS = 8
 
 
-def score_volume(target: np.ndarray, reconstruction: np.ndarray) -> dict[str, float]:
+def score_volume(
+    target: np.ndarray, reconstruction: np.ndarray, metrics: Mapping[str, Score] | None = None
+) -> dict[str, float]:
     """Score one volume as `fastmri.evaluate` does.
 
     Args:
         target: real, (slices, H, W).
         reconstruction: real, in the target's units, (slices, h, w): not smaller than the crop W x
             W, or W' x W' of a narrower volume.
+        metrics: more scores, of `img2img_recon.perceptual_metrics`: means over slices divided by the
+            target's maximum.
 
     Returns:
-        `mse` (intensity squared), `nmse`, `psnr` (dB) and `ssim`.
+        `mse` (intensity squared), `nmse`, `psnr` (dB), `ssim`, and those of `metrics`.
 
     Raises:
         InputError: shapes that do not fit, values that are not finite or not real, a target of
@@ -69,9 +73,11 @@ def score_volume(target: np.ndarray, reconstruction: np.ndarray) -> dict[str, fl
     if data_range <= 0:
         raise InputError("the target's maximum is not positive, its scores are not defined")
     difference = target.astype(np.float64) - reconstruction
+    scaled = [volume[..., None] / data_range for volume in (target, reconstruction)]
     return {
         "mse": float(np.mean(difference**2)),
         **volume_scores(target, reconstruction, data_range=data_range),
+        **{name: score(*scaled) for name, score in (metrics or {}).items()},
     }
 
 
@@ -84,7 +90,7 @@ class ScoredVolume:
         acquisition: the pulse sequence's name, "" when not stored.
         acceleration: nominal, None when not stored.
         slices: number of slices.
-        scores: by metric, see `METRICS`.
+        scores: by metric, see `score_volume`.
     """
 
     name: str
@@ -210,7 +216,12 @@ def select_targets(
     return selected
 
 
-def _score(item: TargetFile, reconstruction: np.ndarray, source: Path) -> ScoredVolume:
+def _score(
+    item: TargetFile,
+    reconstruction: np.ndarray,
+    source: Path,
+    metrics: Mapping[str, Score] | None,
+) -> ScoredVolume:
     target = read_whole_target(item.path, item.challenge)
     side = target.shape[-1]
     if reconstruction.ndim == 3 and target.ndim == 3:
@@ -225,7 +236,7 @@ def _score(item: TargetFile, reconstruction: np.ndarray, source: Path) -> Scored
                     f"{min(side, target.shape[-2])} x {side}, the target's"
                 )
     try:
-        scores = score_volume(target, reconstruction)
+        scores = score_volume(target, reconstruction, metrics)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     return ScoredVolume(item.path.name, item.acquisition, item.acceleration, len(target), scores)
@@ -236,6 +247,7 @@ def score_reconstructions(
     targets: Mapping[str, TargetFile],
     source: Path,
     num_workers: int = 1,
+    metrics: Mapping[str, Score] | None = None,
 ) -> list[ScoredVolume]:
     """Score reconstructions as they are made or read.
 
@@ -244,6 +256,7 @@ def score_reconstructions(
         targets: by file name.
         source: where the reconstructions come from, for the errors.
         num_workers: threads; each holds one volume.
+        metrics: more scores, see `score_volume`.
 
     Returns:
         The scored volumes, in the order of the reconstructions.
@@ -257,7 +270,7 @@ def score_reconstructions(
         waiting: deque[Future[ScoredVolume]] = deque()
         try:
             for name, volume in reconstructions:
-                waiting.append(pool.submit(_score, targets[name], volume, source / name))
+                waiting.append(pool.submit(_score, targets[name], volume, source / name, metrics))
                 if len(waiting) > workers:
                     scored.append(waiting.popleft().result())
             scored += [future.result() for future in waiting]
@@ -275,6 +288,7 @@ def score_folders(
     acquisition: str | None = None,
     acceleration: int | None = None,
     num_workers: int = 2,
+    metrics: Mapping[str, Score] | None = None,
     track: Track = silent,
 ) -> list[ScoredVolume]:
     """Score a folder of reconstructions against a folder of targets, file by file.
@@ -286,6 +300,7 @@ def score_folders(
         acquisition: score only volumes of this acquisition.
         acceleration: score only volumes of this stored acceleration.
         num_workers: threads; each holds one volume.
+        metrics: more scores, see `score_volume`.
         track: shows the progress over volumes.
 
     Raises:
@@ -312,4 +327,4 @@ def score_folders(
         )
     read = ((name, read_reconstruction(predictions / name)) for name in selected)
     tracked = track(read, "scoring volumes", len(selected))
-    return score_reconstructions(tracked, selected, predictions, num_workers)
+    return score_reconstructions(tracked, selected, predictions, num_workers, metrics)

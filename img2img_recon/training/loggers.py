@@ -6,6 +6,7 @@ import csv
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,12 @@ class _Wandb(WandbLogger):
             self._experiment.finish(exit_code=int(status != "success"))
 
 
+def _last_table(run: RunFolder) -> int:
+    """Each attempt of an older run had a table of its own."""
+    tables = (run.path / "logs").glob("csv-*")
+    return max((int(table.name.partition("-")[2]) for table in tables), default=0)
+
+
 def _mlflow(run: RunFolder, known: str | None) -> Logger:
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None:
@@ -71,19 +78,33 @@ def _wandb(run: RunFolder, known: str | None) -> Logger:
 # By name, from the run and its id with this logger, None for a new one.
 LOGGERS: dict[str, Callable[[RunFolder, str | None], Logger]] = {
     "tensorboard": lambda run, _: TensorBoardLogger(run.path, "logs", "tensorboard"),
-    "csv": lambda run, _: _Table(run.path, "logs", "csv-0"),
+    "csv": lambda run, _: _Table(run.path, "logs", f"csv-{_last_table(run)}"),
     "wandb": _wandb,
     "mlflow": _mlflow,
 }
 
 
+TRACKERS = {"wandb": WandbLogger, "mlflow": MLFlowLogger}  # their packages are named as they are
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """See that the packages of these loggers are installed.
+
+    Raises:
+        InputError: one that is not.
+    """
+    for name in names:
+        if name in TRACKERS and find_spec(name) is None:
+            raise InputError(f"--logger: {name} needs the package {name}; pip install {name}")
+
+
 def make_loggers(run: RunFolder, names: Sequence[str]) -> list[Logger]:
-    """The loggers of a run, in the order of their names; none of them has written anything.
+    """The loggers of a run, in the order of their names.
 
     TensorBoard is left out where the folder's name is no text, which its files need.
 
     Raises:
-        InputError: one whose package is not installed, or that refuses its settings.
+        InputError: one that refuses its settings.
     """
     known = _known(run)
     made = []
@@ -92,10 +113,6 @@ def make_loggers(run: RunFolder, names: Sequence[str]) -> list[Logger]:
             continue
         try:
             made.append(LOGGERS[name](run, known.get(name)))
-        except ModuleNotFoundError:
-            raise InputError(
-                f"--logger: {name} needs the package {name}; pip install {name}"
-            ) from None
         except Exception as error:  # whatever a tracker says of its server or folder
             reason = " ".join(str(error).split())
             raise InputError(f"--logger: {name} cannot be used: {reason}") from None
@@ -123,24 +140,34 @@ def _known(run: RunFolder) -> dict[str, str]:
         return {}
 
 
-class LogConfiguration(Callback):
-    """Gives every logger the run's configuration, and keeps the ids under which trackers know the run."""
+class RunLoggers(Callback):
+    """Makes a training's loggers when it starts, for some write at once, and gives them the configuration.
 
-    def __init__(self, run: RunFolder, content: Mapping[str, Any]) -> None:
-        self.run, self.content = run, dict(content)
+    Args:
+        run: where they write, and which ids its trackers know it by.
+        names: of the loggers.
+        content: the run's configuration.
+    """
+
+    def __init__(self, run: RunFolder, names: Sequence[str], content: Mapping[str, Any]) -> None:
+        check_loggers(names)
+        self.run, self.names, self.content = run, names, dict(content)
+
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        """Make the loggers."""
+        trainer.loggers = make_loggers(self.run, self.names)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Log and keep; mlflow lets nobody change a parameter, so that a resumed run's stay."""
+        """Log; mlflow lets nobody change a parameter, so that those of a resumed run stay."""
         known = _known(self.run)
         for logger in trainer.loggers:
             if not (isinstance(logger, MLFlowLogger) and "mlflow" in known):
                 logger.log_hyperparams(self.content)
-        trackers = {"mlflow": MLFlowLogger, "wandb": WandbLogger}
         ids = {
             name: str(logger.version)
-            for name, kind in trackers.items()
+            for name, kind in TRACKERS.items()
             for logger in trainer.loggers
             if isinstance(logger, kind) and trainer.is_global_zero
         }
-        if ids and ids.items() - known.items():
+        if ids.items() - known.items():
             write_json(_file(self.run), known | ids)

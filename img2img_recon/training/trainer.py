@@ -20,7 +20,7 @@ from img2img_recon.support.seeds import seed_of
 from img2img_recon.training.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from img2img_recon.training.epoch_lines import progress_callback
 from img2img_recon.training.faults import StopAtFaults
-from img2img_recon.training.loggers import LogConfiguration, make_loggers
+from img2img_recon.training.loggers import RunLoggers
 from img2img_recon.training.optimisers import AverageWeights, Budget, StretchSchedule
 from img2img_recon.training.options import TrainingFlags
 from img2img_recon.training.run_folder import RunFolder
@@ -121,7 +121,6 @@ def make_trainer(
     """
     quiet_lightning()
     devices = _devices(config.devices)
-    loggers = make_loggers(run, config.logger)
     budget = [Budget(config.budget_min)] if config.budget_min else []
     averages = [AverageWeights(config.ema)] if config.ema else []
     own: list[Callback] = [
@@ -131,7 +130,7 @@ def make_trainer(
         *budget,
         *averages,
         StopAtFaults(run, monitor),
-        LogConfiguration(run, content),
+        RunLoggers(run, config.logger, content),
         RunCheckpoints(run, monitor, mode, config.checkpoint_every_n_steps, *averages),
         progress_callback(config.progress, monitor),
     ]
@@ -147,7 +146,7 @@ def make_trainer(
             strategy=_strategy(config.strategy, devices, config.num_nodes),
             accumulate_grad_batches=config.accumulate_grad_batches,
             check_val_every_n_epoch=config.check_val_every_n_epoch,
-            logger=loggers,
+            logger=False,  # see RunLoggers
             plugins=[AtomicCheckpointIO(content), *_cluster_plugins()],
             callbacks=[*own, *callbacks],
             default_root_dir=run.path,

@@ -67,7 +67,8 @@ for file in sorted(logs.glob("wandb/offline-run-*/*.wandb")):
         config.update({item.key: json.loads(item.value_json) for item in record.config.update})
         config.update({item.key: json.loads(item.value_json) for item in record.run.config.update})
         rows.append({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item})
-    found["wandb"].append({"id": name, "config": config, "psnr": [r["val_metrics/psnr"] for r in rows if "val_metrics/psnr" in r]})
+    psnr = [row["val_metrics/psnr"] for row in rows if "val_metrics/psnr" in row]
+    found["wandb"].append({"id": name, "config": config, "psnr": psnr})
 print(json.dumps(found))
 """
 

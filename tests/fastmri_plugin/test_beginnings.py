@@ -57,7 +57,7 @@ def test_a_file_of_a_finished_run_repeats_it_and_another_begins_with_it(tiny_dat
 
 
 def test_the_size_of_the_images_is_left_to_the_data(tmp_path, capsys):
-    words = "--challenge singlecoil --data_path DIR --accel 4 8".split()
+    words = ["--challenge", "singlecoil", "--data_path", "DIR", "--accel", "4", "8"]
     with pytest.raises(SystemExit):
         train_script.main([*words, "--print_config"])
     text = capsys.readouterr().out

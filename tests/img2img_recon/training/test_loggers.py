@@ -13,7 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from img2img_recon.support.errors import InputError
-from img2img_recon.training.loggers import LogConfiguration, log_image, make_loggers
+from img2img_recon.training.loggers import RunLoggers, check_loggers, log_image, make_loggers
 from img2img_recon.training.run_folder import RunFolder
 
 BOTH = ("tensorboard", "csv")
@@ -21,10 +21,11 @@ BOTH = ("tensorboard", "csv")
 
 def log(run: RunFolder, step: int, **metrics: float) -> None:
     """What one attempt of a training logs."""
-    loggers = make_loggers(run, BOTH)
-    LogConfiguration(run, {"lr": 0.1, "options": {"depth": 2}, "sigma": None}).on_train_start(
-        SimpleNamespace(loggers=loggers, is_global_zero=True), None
-    )
+    trainer = SimpleNamespace(loggers=[], is_global_zero=True)
+    callback = RunLoggers(run, BOTH, {"lr": 0.1, "options": {"depth": 2}, "sigma": None})
+    callback.setup(trainer, None, "fit")
+    callback.on_train_start(trainer, None)
+    loggers = trainer.loggers
     log_image(loggers, "target", torch.zeros(1, 4, 4), step)
     for logger in loggers:
         logger.log_metrics(metrics, step=step)
@@ -53,7 +54,6 @@ def test_a_resumed_run_goes_on_in_its_table_and_in_tensorboards_folder(tmp_path)
 def test_a_folder_whose_name_is_no_text_has_the_table_of_scores(tmp_path, name, count):
     made = make_loggers(RunFolder(tmp_path / name), BOTH)
     assert len(made) == count
-    assert not (tmp_path / name).exists(), "written before the training"
     for logger in made:
         logger.log_metrics({"loss": 1.0}, step=0)
         logger.save()
@@ -61,8 +61,8 @@ def test_a_folder_whose_name_is_no_text_has_the_table_of_scores(tmp_path, name, 
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_a_tracker_that_is_not_installed_is_one_line(tmp_path, name):
+def test_a_tracker_that_is_not_installed_is_one_line(name):
     if importlib.util.find_spec(name):
         pytest.skip("installed here")
     with pytest.raises(InputError, match=rf"^--logger: {name} needs the package {name}; pip "):
-        make_loggers(RunFolder(tmp_path), ("csv", name))
+        check_loggers(("csv", name))
