@@ -39,13 +39,24 @@ def python() -> Path:
     return folder / "bin/python"
 
 
-# Read by the packages themselves: the runs of one mlflow store, and the rows of wandb's files.
+# The runs of one mlflow store, read by mlflow, and the messages in wandb's files (LevelDB's log format).
 READ = """
-import json, sys
+import json, struct, sys
 from pathlib import Path
 import mlflow
-from wandb.proto import wandb_internal_pb2
-from wandb.sdk.internal.datastore import DataStore
+from wandb.proto.wandb_internal_pb2 import Record
+
+def messages(data):
+    place, parts = 7, b""
+    while place + 7 <= len(data):
+        if (left := -place % 32768) and left < 7:
+            place += left
+        _, size, kind = struct.unpack("<IHB", data[place : place + 7])
+        parts += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):
+            yield Record.FromString(parts)
+            parts = b""
 
 logs = Path(sys.argv[1])
 client = mlflow.MlflowClient((logs / "mlruns").as_uri())
@@ -58,14 +69,11 @@ found = {"mlflow": [
     for run in runs
 ], "wandb": []}
 for file in sorted(logs.glob("wandb/offline-run-*/*.wandb")):
-    store, rows, config, name = DataStore(), [], {}, None
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    rows, config, name = [], {}, None
+    for record in messages(file.read_bytes()):
         name = record.run.run_id or name
-        config.update({item.key: json.loads(item.value_json) for item in record.config.update})
-        config.update({item.key: json.loads(item.value_json) for item in record.run.config.update})
+        for item in (*record.run.config.update, *record.config.update):
+            config[item.key] = json.loads(item.value_json)
         rows.append({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item})
     psnr = [row["val_metrics/psnr"] for row in rows if "val_metrics/psnr" in row]
     found["wandb"].append({"id": name, "config": config, "psnr": psnr})
