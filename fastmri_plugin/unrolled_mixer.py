@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from img2img_recon.networks.base import Described
+from img2img_recon.networks.base import Described, Example
 from img2img_recon.networks.layers import TokenMixing
 from img2img_recon.networks.window_mixer import WindowMixer
 from img2img_recon.support.errors import InputError
@@ -129,6 +129,15 @@ class UnrolledMixer(Described):
             estimate = cascade(estimate, measured, columns, maps)
         coils = torch.fft.fftshift(to_image(estimate) * unit, (-2, -1))
         return coils.abs()[:, 0] if coils.shape[1] == 1 else coils.abs().square().sum(1).sqrt()
+
+    def example(self, img_size: tuple[int, int] | None = None) -> dict[str, Example]:
+        """See `Described.example`; four coils stand for any number, where the network takes several."""
+        height, width = img_size or (53, 45)
+        coils = 1 if self.sens_net is None else 4
+        axes = {0: "batch", 2: "height", 3: "width"} | ({} if coils == 1 else {1: "coils"})
+        kspace = torch.randn(2, coils, height, width, dtype=torch.complex64)
+        mask = torch.rand(1, 1, 1, width) < 0.5
+        return {"masked_kspace": (kspace, axes), "mask": (mask, {3: "width"})}
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Compile the mixers in place; the complex numbers around them are not for `torch.compile`."""

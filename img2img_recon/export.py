@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 
 # Largest difference between a file and its network, as a share of the largest value or of 1.
 AGREE = 1e-5
-# Batch, height and width at which they are compared.
-SIZES = ((1, 31, 78), (3, 64, 45))
+# Lengths of free axes at which they are compared.
+SIZES = (
+    {"batch": 1, "height": 31, "width": 78, "coils": 3},
+    {"batch": 3, "height": 64, "width": 45, "coils": 5},
+)
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,7 @@ def export(
             run = _in_onnxruntime(temporary, list(example))
         worst = 0.0
         for size in SIZES:
-            given = _other_inputs(
-                example, dict(zip(("batch", "height", "width"), size, strict=True))
-            )
+            given = _other_inputs(example, size)
             expected = network(*given)
             error = (torch.as_tensor(run(*given)) - expected).abs().max()
             worst = max(worst, float(error / expected.abs().max().clamp_min(1)))

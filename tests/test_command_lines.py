@@ -34,6 +34,7 @@ COMMANDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("denoise_tasks/untrained.py", ()),
     *(("cluster/sweep.py", (command,)) for command in SWEEP),
     ("cluster/launch.py", ()),
+    ("img2img_recon/export.py", ()),
 )
 HEAVY = ("torch", "pytorch_lightning", "fastmri", "scipy", "skimage", "matplotlib", "h5py")
 WRONG = ("quux", "-1.5", "1e9x", "0", "4;8", "12:30")

@@ -43,7 +43,7 @@ class Described(nn.Module):
         save_pretrained(self, folder, **options)
 
     def example(self, img_size: tuple[int, int] | None = None) -> dict[str, Example]:
-        """Inputs of `forward` by name, for exporters, with axes "batch", "height" and "width".
+        """Inputs of `forward` by name, for exporters, with axes "batch", "height", "width" and "coils".
 
         Args:
             img_size: height and width, where they are not free.
