@@ -71,7 +71,7 @@ def test_kspace_goes_into_a_program_of_torch_and_not_into_onnx(tmp_path: Path) -
     mask = torch.arange(37).view(1, 1, 1, -1) % 3 == 0
     with torch.no_grad():
         torch.testing.assert_close(program(kspace * mask, mask), network(kspace * mask, mask))
-    with pytest.raises(InputError, match="--format onnx: .* no complex numbers, allowed: pt2"):
+    with pytest.raises(InputError, match=r"--format onnx: .* no complex numbers, allowed: pt2"):
         exporting.export(network, tmp_path / "net.onnx", "onnx")
 
 
