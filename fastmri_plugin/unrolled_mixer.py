@@ -98,6 +98,20 @@ class UnrolledMixer(Described):
     ) -> Tensor:
         """Reconstruct the magnitude, root-sum-of-squares over the coils.
 
+        Args as `coil_images`; returns real (B, H, W), in the units of the k-space.
+        """
+        coils = self.coil_images(masked_kspace, mask, num_low_frequencies, sens_maps)
+        return coils.abs()[:, 0] if coils.shape[1] == 1 else coils.abs().square().sum(1).sqrt()
+
+    def coil_images(
+        self,
+        masked_kspace: Tensor,
+        mask: Tensor,
+        num_low_frequencies: int | None = None,
+        sens_maps: Tensor | None = None,
+    ) -> Tensor:
+        """Reconstruct the complex image of every coil.
+
         Args:
             masked_kspace: complex (B, coils, H, W), centred as fastMRI's, zero where nothing was measured.
             mask: bool (B, 1, 1, W) or (1, 1, 1, W), the measured columns.
@@ -105,7 +119,7 @@ class UnrolledMixer(Described):
             sens_maps: complex (B, coils, H, W), from elsewhere; None estimates them.
 
         Returns:
-            real (B, H, W), in the units of the k-space.
+            complex (B, coils, H, W), in the units of the k-space.
         """
         kspace = torch.fft.ifftshift(masked_kspace, (-2, -1))
         columns = torch.fft.ifftshift(mask, -1)
@@ -127,8 +141,7 @@ class UnrolledMixer(Described):
         estimate = measured
         for cascade in self.cascades:
             estimate = cascade(estimate, measured, columns, maps)
-        coils = torch.fft.fftshift(to_image(estimate) * unit, (-2, -1))
-        return coils.abs()[:, 0] if coils.shape[1] == 1 else coils.abs().square().sum(1).sqrt()
+        return torch.fft.fftshift(to_image(estimate) * unit, (-2, -1))
 
     def example(self, img_size: tuple[int, int] | None = None) -> dict[str, Example]:
         """See `Described.example`; four coils stand for any number, where the network takes several."""

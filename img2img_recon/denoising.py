@@ -81,13 +81,13 @@ def denoise(
             raise InputError(
                 f"channel_axis: given {channel_axis}; tensors are (B, C, H, W), allowed: 1"
             )
-        return _denoised(image, _levels(sigma, len(image)), model, strength, tile, device)
+        return _denoised(image, noise_levels(sigma, len(image)), model, strength, tile, device)
     if not isinstance(image, np.ndarray):
         raise InputError(f"image: given {type(image).__name__}, allowed: an array or a tensor")
     clean = np.empty(image.shape, image.dtype)
     source, target = _slices(image, channel_axis), _slices(clean, channel_axis)
     places = list(np.ndindex(source.shape[:-3]))
-    levels = _levels(sigma, len(places))
+    levels = noise_levels(sigma, len(places))
     for place in places:
         _as_unit(_planes(source[place]))
     track = bar if progress else silent
@@ -114,7 +114,7 @@ def _denoised(
     network = model if isinstance(model, nn.Module) else _loaded(model)
     bound_tiles(network.to(target), tile, target)
     if levels is None:
-        levels = batch.new_tensor([_estimated(one) for one in batch])
+        levels = estimated_levels(batch)
     with torch.no_grad():
         clean = clean_images(network, batch.to(target), levels.to(target)).to(batch.device)
     clean = torch.lerp(batch, clean, strength)
@@ -224,8 +224,12 @@ def checked_sigma(sigma: float) -> float:
     return sigma
 
 
-def _levels(sigma: Sigma, count: int) -> Tensor | None:
-    """The noise level of every image, (count,); None where it is to be estimated."""
+def noise_levels(sigma: Sigma, count: int) -> Tensor | None:
+    """The noise level of every image, (count,), in units of white; None where it is to be estimated.
+
+    Raises:
+        InputError: out of range, in other units, or not one number per image.
+    """
     if sigma is None:
         return None
     given = torch.as_tensor(sigma, dtype=torch.float32).reshape(-1)
@@ -236,10 +240,12 @@ def _levels(sigma: Sigma, count: int) -> Tensor | None:
     return given.expand(count)
 
 
-def _estimated(image: Tensor) -> float:
+def estimated_levels(batch: Tensor) -> Tensor:
+    """The noise level of every image of (B, C, H, W) as it is estimated, (B,), without a gradient."""
     from img2img_recon.noise_level import estimate_sigma
 
-    return min(estimate_sigma(image.permute(1, 2, 0).cpu().numpy()), LARGEST_SIGMA)
+    images = batch.detach().permute(0, 2, 3, 1).cpu().numpy()
+    return batch.new_tensor([min(estimate_sigma(image), LARGEST_SIGMA) for image in images])
 
 
 def _as_unit(image: Tensor) -> tuple[Tensor, float]:

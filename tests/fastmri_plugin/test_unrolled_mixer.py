@@ -258,3 +258,14 @@ def test_compiling_is_for_the_mixers(monkeypatch):
     network.compile()
     assert compiled == list(network.mixers())
     assert len(compiled) == SMALL["cascades"] + 1
+
+
+@pytest.mark.parametrize("coils", [1, 3])
+def test_coil_images_hold_the_measured_samples_and_their_energy_is_the_output(coils):
+    network, mask = unrolled(), columns(40)
+    kspace = noise(1, coils, 24, 40) * mask
+    with torch.no_grad():
+        images = network.coil_images(kspace, mask)
+        torch.testing.assert_close(shifted_fft(images) * mask, kspace, rtol=0, atol=1e-5)
+        energy = images.abs().square().sum(1)
+        torch.testing.assert_close(network(kspace, mask).square(), energy)
