@@ -19,6 +19,8 @@ SCRIPTS = (
     "cluster/sweep.py",
     "cluster/launch.py",
 )
+# Needs a package that is not among the pinned ones.
+EXTERNAL = {"img2img_recon.deepinv"}
 POSIX = {"fcntl", "grp", "pty", "pwd", "resource", "termios"}
 # Run before anything else is imported: what Windows lacks is not there.
 HIDE = (
@@ -59,6 +61,7 @@ def modules() -> list[str]:
         item.name
         for package in PACKAGES
         for item in pkgutil.walk_packages([str(ROOT / package)], prefix=f"{package}.")
+        if item.name not in EXTERNAL
     ]
 
 
