@@ -75,7 +75,7 @@ def total_variation(y: Tensor, start: Tensor, physics: LinearPhysics, weight: fl
 
 def crop(path: Path, side: int) -> Tensor:
     """The part of a picture with the most contrast as (1, 3, side, side) in [0, 1]: many a centre is sky."""
-    pixels = torch.from_numpy(read_picture(path).pixels.copy()).permute(2, 0, 1)[None].float() / 255
+    pixels = torch.from_numpy(read_picture(path).pixels).permute(2, 0, 1)[None]
     parts = pixels.unfold(2, side, side // 2).unfold(3, side, side // 2).flatten(2, 3)[0]
     return parts[:, parts.std((0, 2, 3)).argmax()][None]
 
