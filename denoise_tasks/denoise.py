@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -136,6 +136,11 @@ class DenoiseConfig:
         return bar if self.progress else silent
 
 
+def to_stderr(line: str) -> None:
+    """Tell the person at the terminal."""
+    print(line, file=sys.stderr)
+
+
 class CheckedPictures:
     """Pictures that have all been decoded once, with the noise of those whose noise was asked for.
 
@@ -148,13 +153,20 @@ class CheckedPictures:
         without_sigma: of these, why it cannot be estimated.
     """
 
-    def __init__(self, sources: Sequence[Path], method: Denoiser | None, track: Track) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Path],
+        method: Denoiser | None,
+        track: Track,
+        report: Callable[[str], None],
+    ) -> None:
         """Read them.
 
         Args:
             sources: the files.
             method: for whom the noise is estimated; None for nobody.
             track: progress.
+            report: told black and white of files that leave them open.
 
         Raises:
             InputError: a single one that cannot be read or written again.
@@ -164,6 +176,7 @@ class CheckedPictures:
         self.without_sigma: dict[Path, str] = {}
         self._pages: dict[Path, PicturePages] = {}
         self._room = KEPT_PIXELS
+        self._report = report
         for path in track(sources, "checking", len(sources)):
             try:
                 self._check(path, method)
@@ -188,10 +201,7 @@ class CheckedPictures:
         pages.spans = {dtype: span_of(joined(every), dtype) for dtype, every in extents.items()}
         for span in filter(None, pages.spans.values()):
             units = "sigma is of 255 steps between them"
-            print(
-                f"{path}: black is {span.black:g}, white is {span.white:g}; {units}",
-                file=sys.stderr,
-            )
+            self._report(f"{path}: black is {span.black:g}, white is {span.white:g}; {units}")
         self.sigmas[path] = [
             level and level * width / pages.width(dtype) for dtype, level, width in found
         ]
@@ -234,7 +244,10 @@ def in_image_units(sigma: float | None) -> float | None:
 
 
 def levels(
-    sigma: float | Literal["auto"], pictures: CheckedPictures, method: Denoiser
+    sigma: float | Literal["auto"],
+    pictures: CheckedPictures,
+    method: Denoiser,
+    report: Callable[[str], None],
 ) -> dict[Path, list[float | None]]:
     """The noise of every page, of 255 grey levels, as far as it is known; warn where it does not suit."""
     if sigma != "auto":
@@ -255,14 +268,20 @@ def levels(
                 warnings.append(f"{path}: {warning}")
             elif known and method.needs_sigma:
                 words = f" to {most:.3g} on {len(pages)} pages" if len(pages) > 1 else ""
-                print(f"{path}: noise of about sigma {least:.3g}{words}", file=sys.stderr)
+                report(f"{path}: noise of about sigma {least:.3g}{words}")
     for line in filter(None, warnings):
-        print(f"warning: {line}", file=sys.stderr)
+        report(f"warning: {line}")
     return found
 
 
-def denoise_files(config: DenoiseConfig) -> tuple[list[Path], list[str]]:
+def denoise_files(
+    config: DenoiseConfig, report: Callable[[str], None] = to_stderr
+) -> tuple[list[Path], list[str]]:
     """Denoise what is not finished of all inputs; everything is checked before the first result is written.
+
+    Args:
+        config: the inputs, and what is done with them.
+        report: told the noise that was found, warnings, and what is left out.
 
     Returns:
         The files written, and a line for each picture that cannot be used.
@@ -275,7 +294,7 @@ def denoise_files(config: DenoiseConfig) -> tuple[list[Path], list[str]]:
     assert config.out is not None
     work = plan(config.inputs, config.out, config.overwrite)
     for line in work.remarks(config.out):
-        print(line, file=sys.stderr)
+        report(line)
     if not work.jobs:
         return [], []
     # The network and its packages: only now, so that a mistyped name is answered at once.
@@ -284,8 +303,8 @@ def denoise_files(config: DenoiseConfig) -> tuple[list[Path], list[str]]:
     method = config.make()
     estimates = method if config.sigma == "auto" else None
     targets = dict(work.jobs)
-    pictures = CheckedPictures(list(targets), estimates, config.track)
-    sigmas = levels(config.sigma, pictures, method)
+    pictures = CheckedPictures(list(targets), estimates, config.track, report)
+    sigmas = levels(config.sigma, pictures, method, report)
     for folder in sorted({targets[source].parent for source in sigmas}):
         writable_folder(folder, "--out")
     written, count = list[Path](), len(pictures)
@@ -300,9 +319,7 @@ def denoise_files(config: DenoiseConfig) -> tuple[list[Path], list[str]]:
     except (InputError, KeyboardInterrupt):
         if count > 1 and not config.overwrite:
             rest = "the same command goes on from there"
-            print(
-                f"{len(written)} of {count} pictures are in {config.out}; {rest}", file=sys.stderr
-            )
+            report(f"{len(written)} of {count} pictures are in {config.out}; {rest}")
         raise
     return written, pictures.broken
 

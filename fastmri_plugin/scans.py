@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def reconstruct_scans(
     failed: list[InputError] = []
     for path, name in zip(paths, names, strict=True):
         try:
-            written += _ScanJob(config, path, name, report, track).run(out)
+            written += ScanJob(config, path, name, report, track).run(out)
         except InputError as error:
             if len(paths) == 1:
                 raise
@@ -73,8 +73,8 @@ def _names(paths: list[Path]) -> list[str]:
 
 
 @dataclass
-class _ScanJob:
-    """One scan, with what was asked for."""
+class ScanJob:
+    """One scan, with what was asked for: `run` makes files of it, `images` shows a slice."""
 
     config: ReconstructConfig
     path: Path
@@ -93,19 +93,52 @@ class _ScanJob:
         if existing and not self.config.overwrite:
             raise InputError(f"--out: {existing[0]} exists; give --overwrite to replace it")
         with open_scan(self.path, self.config) as scan:
-            for note in scan.notes:
-                self.say(note)
-            measured = self._measured(scan, scan.kspace(scan.num_slices // 2), say=True)
-            model = self._model(scan, measured)
-            if self.config.accel is None:
-                function = slice_function(model)
-                volume = np.stack([self._slice(scan, i, function) for i in self._slices(scan)])
-                return write_scan(out, self.name, volume, scan)
-            if is_undersampled(measured):
-                raise InputError(
-                    f"--accel: {self.path} is undersampled already; leave --accel out to reconstruct it"
-                )
-            return self._compare(scan, model, out)
+            model = self.prepare(scan)
+            if self.config.accel is not None:
+                return self._compare(scan, model, out)
+            functions = {model: slice_function(model)}
+            slices = [self.images(scan, i, functions)[1][model] for i in self._slices(scan)]
+            return write_scan(out, self.name, np.stack(slices), scan)
+
+    def prepare(self, scan: Scan) -> str:
+        """Report what was chosen on reading, and choose the model.
+
+        Raises:
+            InputError: undersampling asked for of a scan that is undersampled.
+        """
+        for note in scan.notes:
+            self.say(note)
+        measured = self._measured(scan, scan.kspace(scan.num_slices // 2), say=True)
+        if self.config.accel is not None and is_undersampled(measured):
+            raise InputError(
+                f"--accel: {self.path} is undersampled already; leave --accel out to reconstruct it"
+            )
+        return self._model(scan, measured)
+
+    def images(
+        self, scan: Scan, index: int, functions: Mapping[str, SliceFunction]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """What functions make of one slice, with --accel undersampled retrospectively.
+
+        Returns:
+            The mask, bool (W,) or (H, W), and magnitudes, float32 (h, w), by name: with --accel the
+            `target`, then those of the functions.
+        """
+        kspace = scan.kspace(index)
+        mask = self._measured(scan, kspace)
+        images: dict[str, np.ndarray] = {}
+        if self.config.accel is not None:
+            images["target"] = slice_function("zero_filled")(kspace, mask, scan.image_size)
+            mask = mask & self._drawn(scan)
+        for name, function in functions.items():
+            if mask.any():
+                images[name] = function(kspace * mask, mask, scan.image_size)
+            else:
+                images[name] = np.zeros(scan.image_size, np.float32)
+        return mask, images
+
+    def _drawn(self, scan: Scan) -> np.ndarray:
+        return self.config.masks().drawn(self.path.name, scan.shape[3])
 
     def _slices(self, scan: Scan) -> Iterable[int]:
         return self.track(range(scan.num_slices), self.name, scan.num_slices)
@@ -140,27 +173,13 @@ class _ScanJob:
         self.say(f"reconstructed with {model} (--model takes another)")
         return model
 
-    def _slice(self, scan: Scan, index: int, function: SliceFunction) -> np.ndarray:
-        kspace = scan.kspace(index)
-        mask = self._measured(scan, kspace)
-        if not mask.any():
-            return np.zeros(scan.image_size, np.float32)
-        return function(kspace * mask, mask, scan.image_size)
-
     def _compare(self, scan: Scan, model: str, out: Path) -> list[Path]:
         """Undersample retrospectively and set methods beside the fully sampled image."""
         words = tuple(dict.fromkeys((*COMPARED, model)))
         functions = {Path(word).name: slice_function(word) for word in words}
-        drawn = self.config.masks().drawn(self.path.name, scan.shape[3])
-        images: dict[str, list[np.ndarray]] = {name: [] for name in ("target", *functions)}
-        for index in self._slices(scan):
-            kspace = scan.kspace(index)
-            full = self._measured(scan, kspace)
-            mask = full & drawn
-            images["target"].append(slice_function("zero_filled")(kspace, full, scan.image_size))
-            for name, function in functions.items():
-                images[name].append(function(kspace * mask, mask, scan.image_size))
-        volumes = {name: np.stack(slices) for name, slices in images.items()}
+        drawn = self._drawn(scan)
+        made = [self.images(scan, index, functions)[1] for index in self._slices(scan)]
+        volumes = {name: np.stack([images[name] for images in made]) for name in made[0]}
         target = volumes.pop("target")
         scores = {name: {self.name: score_volume(target, v)} for name, v in volumes.items()}
         middle = scan.num_slices // 2

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     PositiveInt: TypeAlias = int
+    Port: TypeAlias = int
     NonNegativeInt: TypeAlias = int
     PositiveFloat: TypeAlias = float
     NonNegativeFloat: TypeAlias = float
@@ -37,6 +38,7 @@ else:
     GreyLevels = restricted_number_type("GreyLevels", float, [(">", 0), ("<=", 255)])
     # The same of a picture, which may have none; more than 100 is no picture.
     GreyLevelsOrNone = restricted_number_type("GreyLevelsOrNone", float, [(">=", 0), ("<=", 100)])
+    Port = restricted_number_type("Port", int, [(">=", 1), ("<=", 65535)])
     Devices = restricted_string_type(
         "Devices", r"(auto|-1|\d+(,\d+)*)\Z", "auto, a number, or indices as 0,1"
     )
@@ -54,6 +56,7 @@ __all__ = [
     "NonNegativeFloat",
     "NonNegativeInt",
     "OpenUnitInterval",
+    "Port",
     "PositiveFloat",
     "PositiveInt",
     "ShareBelowOne",
