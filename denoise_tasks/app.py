@@ -60,9 +60,10 @@ def denoise_upload(
     if len(files) != 1:
         raise InputError(f"{len(files)} files; give one picture")
     kind = "method" if method in METHODS else "model"
-    given = {kind: None if method == AUTOMATIC else method, "strength": strength, "out": str(out)}
-    given |= {"inputs": [str(files[0])], "sigma": sigma.strip() or "auto"}
-    (result,), _ = denoise_files(config_from(DenoiseConfig, {**given, "progress": False}), say)
+    given: dict[str, Any] = {"inputs": [str(files[0])], "out": str(out), "progress": False}
+    given |= {"strength": strength, "sigma": sigma.strip() or "auto"}
+    given[kind] = None if method == AUTOMATIC else method
+    (result,), _ = denoise_files(config_from(DenoiseConfig, given), say)
     return _shown(files[0], result), result
 
 

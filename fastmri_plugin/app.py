@@ -129,7 +129,14 @@ def build(gr: Any) -> None:
             index = gr.Slider(0, 1, 0, step=1, label="Slice", interactive=False, elem_id="slice")
             told = gr.Textbox(label="Found", lines=3, elem_id="told")
         views = gr.Gallery(
-            columns=3, height=700, format="png", buttons=["fullscreen"], scale=3, elem_id="views"
+            label="Mask and images",
+            columns=2,
+            height=700,
+            object_fit="contain",
+            format="png",
+            buttons=["fullscreen"],
+            scale=3,
+            elem_id="views",
         )
     answer, outputs = handler(work, (None, gr.skip())), [views, index, told]
     files.upload(answer, [files, model, accel, gr.State(None)], outputs)
