@@ -12,14 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import h5py
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from fastmri_plugin.volumes import TARGET_KEYS, VolumeInfo, mask_in
-from img2img_recon.support.errors import InputError
+from fastmri_plugin.volumes import TARGET_KEYS, VolumeInfo, mask_in, open_file, slice_in
+from img2img_recon.support.errors import InputError, reason
 from img2img_recon.support.seeds import seed_of
 from img2img_recon.training.batches import (
     ArrayLoader,
@@ -34,16 +33,11 @@ MAX_OPEN_FILES = 8
 
 
 class _OpenVolume:
-    """An open file with its datasets looked up once."""
+    """An open file with its own mask looked up once."""
 
     def __init__(self, info: VolumeInfo) -> None:
-        try:
-            self.file = h5py.File(info.path, "r")
-        except OSError as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{info.path}: cannot be opened ({reason})") from None
-        self.kspace = self.file["kspace"]
-        self.mask = mask_in(self.file)
+        self.file = open_file(info.path)
+        self.mask = mask_in(self.file, info)
         self.target = self.file[TARGET_KEYS[info.challenge]] if info.target_shape else None
 
 
@@ -93,12 +87,6 @@ class SliceDataset(Dataset):
         number, slice_num = self.slices[index]
         info = self.volumes[number]
         volume = self._volume(number)
-        try:
-            kspace = volume.kspace[slice_num]
-            target = None if volume.target is None else volume.target[slice_num]
-        except OSError as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{info.path}: slice {slice_num} cannot be read ({reason})") from None
         attrs: dict[str, Any] = {
             "padding_left": info.acquired_columns[0],
             "padding_right": info.acquired_columns[1],
@@ -110,7 +98,18 @@ class SliceDataset(Dataset):
         if self.random_mask is not None:
             # fastMRI's training masks come from a generator that nobody seeds.
             self.random_mask.rng.seed(seed_of("mask", self.seed, epoch, info.name, slice_num))
-        return self.transform(kspace, volume.mask, target, attrs, info.name, slice_num)
+        kspace = slice_in(volume.file, info.path, slice_num)
+        try:
+            target = None
+            if volume.target is not None:
+                target = volume.target[slice_num].astype(np.float32, copy=False)
+            return self.transform(kspace, volume.mask, target, attrs, info.name, slice_num)
+        except InputError:
+            raise
+        except Exception as error:  # no run may end with an error that names no file
+            raise InputError(
+                f"{info.path}: slice {slice_num} cannot be used ({reason(error)})"
+            ) from error
 
 
 def all_slices(volumes: Sequence[VolumeInfo]) -> list[tuple[int, int]]:

@@ -143,6 +143,7 @@ def make_demo_data(
     """
     import numpy as np
 
+    from fastmri_plugin.inspection import inspect_volume
     from fastmri_plugin.volumes import freeze_volume
 
     usual = sizes_of(challenge)
@@ -172,7 +173,7 @@ def make_demo_data(
             mask = MaskSpec("random", (acceleration,), (fraction,)).drawn(name, width)
             test = f"{challenge}_test"
             freeze_volume(
-                full,
+                inspect_volume(full, challenge),
                 folder / test / name,
                 folder / "targets" / test / name,
                 mask,

@@ -36,7 +36,7 @@ def _entry(key: str, dirs_file: Path) -> Path | None:
     import yaml
 
     try:
-        content = yaml.safe_load(dirs_file.read_text())
+        content = yaml.safe_load(dirs_file.read_bytes())
     except yaml.YAMLError as error:
         raise InputError(f"{dirs_file}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from fastmri_plugin.flags import SplitFlags
+from fastmri_plugin.flags import SplitFlags, SplitName
 from img2img_recon.perceptual_metrics import Name
 from img2img_recon.support.cli import flag, parse_config, script
 from img2img_recon.support.errors import InputError
@@ -48,9 +48,7 @@ class EvaluateConfig(SplitFlags):
         group="data",
         basic=True,
     )
-    test_split: Literal["test", "challenge", "val"] = flag(
-        "val", help="split of --data_path", group="data", basic=True
-    )
+    test_split: SplitName = flag("val", help="split of --data_path", group="data", basic=True)
     acquisition: str | None = flag(
         None, help="score only volumes of this acquisition", group="data"
     )

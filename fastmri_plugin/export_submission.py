@@ -49,14 +49,15 @@ def main(words: Sequence[str] | None = None) -> None:
     from fastmri_plugin.listing import list_volumes
     from fastmri_plugin.splits import find_split, open_split
     from fastmri_plugin.submission import check_submission, write_submission
-    from fastmri_plugin.volumes import stored_mask
+    from fastmri_plugin.volumes import own_mask
     from img2img_recon.support.progress import bar, silent
     from img2img_recon.training.runner import report
 
-    track, mask_of = bar if config.progress else silent, stored_mask
+    track, mask_of = bar if config.progress else silent, own_mask
     if config.validate is not None:
         path = config.validate
-        infos = list_volumes(find_split(config, report), config.challenge, track=track)
+        folder = find_split(config, report)
+        infos = list_volumes(folder, config.challenge, report=report, track=track)
     elif config.out is not None:
         path, split = config.out, open_split(config, report)
         infos, mask_of = split.infos, split.masks.mask_of

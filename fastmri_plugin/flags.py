@@ -14,6 +14,7 @@ from img2img_recon.support.types import NonNegativeInt, PositiveInt, UnitShare
 from img2img_recon.training.options import Accelerator
 
 DEFAULT_ACCELERATIONS = (4,)
+SplitName = Literal["test", "challenge", "val", "test_v2", "challenge_v2", "test_full"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +81,7 @@ class SplitFlags(DataFlags):
         help="method without training: zero_filled, tv, l1_wavelet; may be repeated",
         basic=True,
     )
-    test_split: Literal["test", "challenge", "val"] = flag(
-        "test", help="split of --data_path", group="data", basic=True
-    )
+    test_split: SplitName = flag("test", help="split of --data_path", group="data", basic=True)
     test_path: Path | None = flag(
         None, help="folder of volumes, in place of a split of --data_path", group="data", basic=True
     )

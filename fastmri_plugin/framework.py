@@ -10,14 +10,13 @@ INSTALL = (
 )
 
 try:
-    from fastmri.data.subsample import MaskFunc, create_mask_for_mask_type
+    from fastmri.data.subsample import create_mask_for_mask_type
     from fastmri.data.transforms import UnetDataTransform, VarNetDataTransform
     from fastmri.pl_modules import MriModule, UnetModule, VarNetModule
 except ImportError as error:
     raise InputError(f"fastmri cannot be imported ({error}); {INSTALL}") from None
 
 __all__ = [
-    "MaskFunc",
     "MriModule",
     "UnetDataTransform",
     "UnetModule",

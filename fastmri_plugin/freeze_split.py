@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -105,7 +105,12 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def freeze_split(config: FreezeConfig, *, track: Track = silent) -> Path:
+def freeze_split(
+    config: FreezeConfig,
+    *,
+    report: Callable[[str], None] = lambda message: None,
+    track: Track = silent,
+) -> Path:
     """Make the frozen split that `config` describes; it is complete or absent.
 
     Returns:
@@ -114,7 +119,7 @@ def freeze_split(config: FreezeConfig, *, track: Track = silent) -> Path:
     Raises:
         InputError: the folder exists, or the source split cannot be used.
     """
-    from fastmri_plugin.listing import list_volumes, split_folder
+    from fastmri_plugin.listing import list_volumes, split_folder, volume_paths
     from fastmri_plugin.volumes import freeze_volume
 
     if config.data_path is None or config.challenge is None or config.out is None:
@@ -125,12 +130,8 @@ def freeze_split(config: FreezeConfig, *, track: Track = silent) -> Path:
         raise InputError(f"--out: {out} exists; nothing is overwritten")
     with named("--data_path"):
         source = split_folder(config.data_path, challenge, config.split)
-    volumes = list_volumes(source, challenge, require_target=True, track=track)
-    for info in volumes:
-        if info.has_mask:
-            raise InputError(
-                f"{info.path}: stores a mask already; --split must name a fully sampled split"
-            )
+    volumes = list_volumes(source, challenge, needs=("target", "full"), report=report, track=track)
+    spec.check(volumes)
     dealt = deal_accelerations([info.name for info in volumes], config.accel, config.seed)
 
     def fill(folder: Path) -> None:
@@ -142,9 +143,7 @@ def freeze_split(config: FreezeConfig, *, track: Track = silent) -> Path:
                 info.name, info.num_columns
             )
             low = round(info.num_columns * fraction)
-            freeze_volume(
-                info.path, masked / info.name, targets / info.name, mask, acceleration, low
-            )
+            freeze_volume(info, masked / info.name, targets / info.name, mask, acceleration, low)
             entries.append(
                 {
                     "name": info.name,
@@ -156,7 +155,7 @@ def freeze_split(config: FreezeConfig, *, track: Track = silent) -> Path:
                     "source_sha256": file_sha256(info.path),
                 }
             )
-        paths = sorted(folder.rglob("*.h5"))
+        paths = [*volume_paths(masked), *volume_paths(targets)]
         write_json(
             folder / MANIFEST,
             {
@@ -187,8 +186,15 @@ def verify_split(folder: Path, *, track: Track = silent) -> int:
     Raises:
         InputError: naming each file that is missing, changed or not in the manifest.
     """
+    from fastmri_plugin.listing import SUFFIXES
+
     manifest = _read_manifest(folder)
-    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*.h5")}
+    # Hidden files are not part of a split: macOS puts one beside every file that it copies.
+    present = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    }
     missing = sorted(set(manifest) - present)
     changed = [
         name
@@ -226,10 +232,12 @@ def _read_manifest(folder: Path) -> dict[str, str]:
 def main(words: Sequence[str] | None = None) -> None:
     """Freeze or verify, as the command line says."""
     config = parse_config(FreezeConfig, words)
+    from img2img_recon.training.runner import report
+
     if config.verify is not None:
         print(f"{verify_split(config.verify, track=bar)} files are as the manifest says")
         return
-    folder = freeze_split(config, track=bar)
+    folder = freeze_split(config, report=report, track=bar)
     volumes = json.loads((folder / MANIFEST).read_text())["volumes"]
     counts = [
         f"{sum(entry['acceleration'] == acceleration for entry in volumes)} at {acceleration}x"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from img2img_recon.support.errors import InputError
@@ -10,6 +11,7 @@ from img2img_recon.support.errors import InputError
 NAMESPACE = "http://www.ismrm.org/ISMRMRD"
 # What a written header says where nothing is known: fastMRI's knees.
 DEFAULT_VOXEL_MM = (0.4375, 0.4375, 4.5)
+MAX_MATRIX = 1 << 16
 GYROMAGNETIC_RATIO_HZ_PER_T = 42_577_478.5
 
 
@@ -60,13 +62,41 @@ def read_header(xml: bytes | str) -> Header:
     Raises:
         InputError: one line (without the file's name) saying what is missing or wrong.
     """
+    number = _numbers(xml)
+    encoded = "encoding/encodedSpace/matrixSize"
+    limits = "encoding/encodingLimits/kspace_encoding_step_1"
+    return Header(
+        encoded_size=(
+            number(f"{encoded}/x", 1),
+            number(f"{encoded}/y", 1),
+            number(f"{encoded}/z", 1),
+        ),
+        recon_size=read_recon_size(xml),
+        ky_center=number(f"{limits}/center", 0),
+        ky_max=number(f"{limits}/maximum", 0),
+    )
+
+
+def read_recon_size(xml: bytes | str) -> tuple[int, int]:
+    """(H, W) of the reconstructed image, whatever else the header holds.
+
+    Raises:
+        InputError: see `read_header`.
+    """
+    number = _numbers(xml)
+    recon = "encoding/reconSpace/matrixSize"
+    return number(f"{recon}/x", 1), number(f"{recon}/y", 1)
+
+
+def _numbers(xml: bytes | str) -> Callable[[str, int], int]:
+    """Looks an element up by its path: a whole number, at least as large as given."""
     try:
         root = ElementTree.fromstring(xml)
-    except (ElementTree.ParseError, TypeError, ValueError):
+    except (ElementTree.ParseError, TypeError, ValueError, LookupError):
         raise InputError("ismrmrd_header is not an XML document") from None
     if root.tag != f"{{{NAMESPACE}}}ismrmrdHeader":
         raise InputError(
-            f"ismrmrd_header: the root is {root.tag!r}, expected ismrmrdHeader of {NAMESPACE}"
+            f"ismrmrd_header: the root is {root.tag[:80]!r}, expected ismrmrdHeader of {NAMESPACE}"
         )
 
     def number(path: str, minimum: int) -> int:
@@ -77,24 +107,14 @@ def read_header(xml: bytes | str) -> Header:
             value = int(text)
         except ValueError:
             value = minimum - 1
-        if value < minimum:
+        if not minimum <= value <= MAX_MATRIX:
             raise InputError(
-                f"ismrmrd_header: {path} is {text.strip()!r}, expected an integer >= {minimum}"
+                f"ismrmrd_header: {path} is {text.strip()[:40]!r}, expected an integer "
+                f">= {minimum} and <= {MAX_MATRIX}"
             )
         return value
 
-    encoded, recon = "encoding/encodedSpace/matrixSize", "encoding/reconSpace/matrixSize"
-    limits = "encoding/encodingLimits/kspace_encoding_step_1"
-    return Header(
-        encoded_size=(
-            number(f"{encoded}/x", 1),
-            number(f"{encoded}/y", 1),
-            number(f"{encoded}/z", 1),
-        ),
-        recon_size=(number(f"{recon}/x", 1), number(f"{recon}/y", 1)),
-        ky_center=number(f"{limits}/center", 0),
-        ky_max=number(f"{limits}/maximum", 0),
-    )
+    return number
 
 
 def write_header(

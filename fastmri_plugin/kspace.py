@@ -12,7 +12,39 @@ from typing import Any
 import numpy as np
 import scipy.fft
 
+from img2img_recon.support.errors import InputError
+
 IMAGE_AXES = (-2, -1)
+# A damaged file must not ask for all of the memory.
+MAX_SLICE_BYTES = 4 << 30
+# Fields of the real and the imaginary part, as MATLAB, Octave and C programs name them.
+COMPOUNDS = (("real", "imag"), ("re", "im"), ("r", "i"))
+
+
+def complex_fields(dtype: np.dtype) -> tuple[str, str] | None:
+    """The fields of the real and the imaginary part where a compound type holds complex numbers, else None.
+
+    Raises:
+        InputError: fields of these names that are not of one numeric type, packed. (The HDF5 library aborts
+            the program on the fields that a damaged header makes up.)
+    """
+    fields = next((pair for pair in COMPOUNDS if dtype.names == pair), None)
+    if fields is not None:
+        one = dtype[0]
+        if one.kind not in "fiu" or dtype != np.dtype([(name, one) for name in fields]):
+            raise InputError(f"holds {dtype}, expected {' and '.join(fields)} of one numeric type")
+    return fields
+
+
+def as_complex(values: np.ndarray) -> np.ndarray:
+    """Complex numbers, or compounds of them, as complex numbers; at least single precision."""
+    fields = complex_fields(values.dtype)
+    if fields is None:
+        return values
+    real, imaginary = (values[name] for name in fields)
+    result = np.empty(values.shape, np.result_type(real.dtype, np.complex64))
+    result.real, result.imag = real, imaginary
+    return result
 
 
 def centred_fft(image: np.ndarray, axes: Sequence[int] = IMAGE_AXES) -> np.ndarray:

@@ -32,7 +32,7 @@ class ScoreRow:
     """
 
     acquisition: str | None
-    acceleration: int | None
+    acceleration: float | None
     volumes: int
     mean: Mapping[str, float]
     std: Mapping[str, float]
@@ -67,7 +67,7 @@ def group_scores(volumes: Sequence[ScoredVolume]) -> list[ScoreRow]:
     """
     acquisitions = sorted({volume.acquisition for volume in volumes})
     accelerations = sorted({v.acceleration for v in volumes if v.acceleration is not None})
-    keys: list[tuple[str | None, int | None]] = [(None, None)]
+    keys: list[tuple[str | None, float | None]] = [(None, None)]
     keys += [(acquisition, None) for acquisition in acquisitions]
     keys += [(None, acceleration) for acceleration in accelerations]
     if len(acquisitions) > 1 and len(accelerations) > 1:

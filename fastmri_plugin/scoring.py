@@ -16,16 +16,20 @@ import numpy as np
 
 from fastmri_plugin import Challenge
 from fastmri_plugin.kspace import center_crop, crop_size
+from fastmri_plugin.listing import volume_paths
 from fastmri_plugin.volumes import (
     TARGET_KEYS,
     VolumeInfo,
+    acceleration_of,
+    attribute,
+    dataset_in,
     open_volume,
     read_reconstruction,
     read_whole_target,
 )
 from img2img_recon.metrics import volume_scores
 from img2img_recon.perceptual_metrics import Score
-from img2img_recon.support.errors import InputError
+from img2img_recon.support.errors import InputError, named
 from img2img_recon.support.progress import Track, silent
 
 MAX_THREADS = 8
@@ -95,14 +99,14 @@ class ScoredVolume:
 
     name: str
     acquisition: str
-    acceleration: int | None
+    acceleration: float | None
     slices: int
     scores: Mapping[str, float]
 
 
 def volume_names(folder: Path) -> list[str]:
-    """Names of the `*.h5` files in a folder, sorted; hidden files do not count."""
-    return sorted(path.name for path in folder.glob("*.h5") if not path.name.startswith("."))
+    """Names of the HDF5 files in a folder, sorted; hidden files do not count."""
+    return [path.name for path in volume_paths(folder)] if folder.is_dir() else []
 
 
 def find_targets(target_path: Path, predictions_path: Path, challenge: Challenge) -> Path:
@@ -149,7 +153,7 @@ class TargetFile:
     path: Path
     challenge: Challenge
     acquisition: str
-    acceleration: int | None
+    acceleration: float | None
 
     @classmethod
     def read(cls, path: Path, challenge: Challenge) -> TargetFile:
@@ -158,17 +162,10 @@ class TargetFile:
         Raises:
             InputError: it holds no target.
         """
-        with open_volume(path) as volume:
-            if TARGET_KEYS[challenge] not in volume:
-                found = ", ".join(sorted(volume)) or "nothing"
-                raise InputError(f"{path}: no target '{TARGET_KEYS[challenge]}' (found: {found})")
-            acceleration = volume.attrs.get("acceleration")
-            return cls(
-                path,
-                challenge,
-                str(volume.attrs.get("acquisition", "")),
-                None if acceleration is None else int(acceleration),
-            )
+        with open_volume(path) as volume, named(str(path)):
+            dataset_in(volume, TARGET_KEYS[challenge], "target")
+            acquisition = attribute(volume, "acquisition")
+            return cls(path, challenge, acquisition, acceleration_of(volume))
 
     @classmethod
     def of(cls, info: VolumeInfo) -> TargetFile:
@@ -190,7 +187,7 @@ class TargetFile:
             if path.is_file():
                 with open_volume(path) as volume:
                     if "kspace" in volume:
-                        return tuple(int(n) for n in volume["kspace"].shape)
+                        return tuple(int(n) for n in dataset_in(volume, "kspace").shape)
         return None
 
 

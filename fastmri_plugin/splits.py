@@ -11,6 +11,7 @@ from typing import Any
 from fastmri_plugin.demo_data import demo_folder
 from fastmri_plugin.dirs import configured_data_path
 from fastmri_plugin.flags import DataFlags, SplitFlags
+from fastmri_plugin.inspection import Need
 from fastmri_plugin.listing import list_volumes, split_folder
 from fastmri_plugin.masks import MaskSpec
 from fastmri_plugin.methods import Reconstructor, make_method
@@ -72,7 +73,7 @@ def find_split(flags: SplitFlags, report: Report) -> Path:
 def open_split(flags: SplitFlags, report: Report) -> OpenSplit:
     """Load the runs and methods, list the volumes, settle masks and what methods have to choose.
 
-    Volumes that store a mask keep it. The others get the masks that the flags describe, by default
+    Volumes that have a mask of their own keep it. The others get the masks that the flags describe, by default
     those that the runs were trained with. What a method has to choose (a regularization) it takes from
     a run whose training chose it, else it chooses on the data's training volumes.
 
@@ -89,7 +90,11 @@ def open_split(flags: SplitFlags, report: Report) -> OpenSplit:
             )
     masks = _masks(flags, runs)
     folder = find_split(flags, report)
-    infos = list_volumes(folder, flags.challenge, track=track)
+    needs: tuple[Need, ...] = ("limits",) if "fastmri_varnet" in {run.model for run in runs} else ()
+    infos = list_volumes(folder, flags.challenge, needs=needs, report=report, track=track)
+    masks.check(infos)
+    if flags.gives_masks() and (others := masks.others(infos)):
+        report(f"{folder}: {others}")
     stored = {name: settings for run in reversed(runs) for name, settings in run.chosen.items()}
     for method in methods.values():
         if method.chooses:
@@ -148,9 +153,10 @@ def _settle(
     place = f"--method: {method.name} has to choose its settings on training volumes"
     if data_path is None:
         raise InputError(f"{place}; give --data_path, or a run that chose them")
+    needs: tuple[Need, ...] = ("target",)
     with named(place):
         folder = split_folder(data_path, flags.challenge, "train")
-        train = list_volumes(folder, flags.challenge, require_target=True, track=track)
+        train = list_volumes(folder, flags.challenge, needs=needs, track=track)
     method.choose(train, masks, track)
 
 

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from fastmri_plugin.kspace import zero_filled
-from fastmri_plugin.volumes import RECONSTRUCTION_KEY, VolumeInfo, read_slice, stored_mask
+from fastmri_plugin.volumes import RECONSTRUCTION_KEY, VolumeInfo, own_mask, read_slice
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import atomic_path
 from img2img_recon.support.progress import Track, silent
@@ -213,7 +213,10 @@ def _content_problems(
     reconstruction: np.ndarray, info: VolumeInfo, mask: np.ndarray | None
 ) -> list[str]:
     """List what is wrong with a well-formed volume beside its own k-space."""
-    problems = []
+    problems: list[str] = []
+    if mask is not None and not mask[len(mask) // 2]:
+        # Without the centre of k-space the zero-filled image has no intensity to compare with.
+        return problems
     indices = _checked_slices(info.num_slices)
     reference = np.stack(
         [zero_filled(read_slice(info.path, int(i)), mask, info.image_size) for i in indices]
@@ -288,7 +291,7 @@ def check_submission(
     zip_path: Path,
     infos: Sequence[VolumeInfo],
     *,
-    mask_of: MaskOf = stored_mask,
+    mask_of: MaskOf = own_mask,
     track: Track = silent,
 ) -> SubmissionReport:
     """Check an archive against the volumes of its split and list all that is wrong with it.
@@ -300,7 +303,7 @@ def check_submission(
     Args:
         zip_path: the archive.
         infos: every volume of the split.
-        mask_of: the columns to use of a volume; by default its stored mask, all without one.
+        mask_of: the columns to use of a volume; by default its own mask, all without one.
         track: shows the progress over volumes.
 
     Raises:

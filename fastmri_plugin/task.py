@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fastmri_plugin.demo_data import SIZES
 from fastmri_plugin.dirs import configured_data_path, log_path
-from fastmri_plugin.flags import DataFlags
+from fastmri_plugin.flags import DataFlags, SplitName
 from fastmri_plugin.methods import METHODS
 from fastmri_plugin.recipes import FASTMRI_MODELS, KSPACE_MODELS, LAPTOP, PAPER
 from img2img_recon.networks.zoo import MODELS, Row, complete_config
@@ -23,6 +23,7 @@ from img2img_recon.training.task import PreparedRun, Report, Task, TrainingParts
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fastmri_plugin.inspection import Need
     from fastmri_plugin.volumes import VolumeInfo
 
 
@@ -59,7 +60,7 @@ class TrainConfig(TrainingFlags, DataFlags):
     mode: Literal["train", "test"] = flag(
         "train", help="train and score, or reconstruct a test split with a trained run", basic=True
     )
-    test_split: Literal["test", "challenge", "val"] = flag("test", help="split for --mode test")
+    test_split: SplitName = flag("test", help="split for --mode test")
     test_path: Path | None = flag(None, help="folder of test volumes, for --mode test")
     out: Path | None = flag(
         None, help="where --mode test writes; default: RUN/predictions/, named by the data"
@@ -219,19 +220,26 @@ class MriTask(Task[TrainConfig, MriRun]):
         track = track_of(config.progress)
         data_path, builtin = find_data(config, report, track)
 
-        def skip(error: InputError) -> None:
-            report(f"skipped: {error}")
+        needs: tuple[Need, ...] = ("target",)
+        if config.model == "fastmri_varnet":
+            needs = ("target", "limits")
+        masks = config.masks()
 
         def volumes(split: str) -> list[VolumeInfo]:
             with named("--data_path"):
                 folder = split_folder(data_path, config.challenge, split)
-            return list_volumes(
+            infos = list_volumes(
                 folder,
                 config.challenge,
-                require_target=True,
-                on_broken=skip if split == "train" else None,
+                needs=needs,
+                skip_broken=split == "train",
+                report=report,
                 track=track,
             )
+            masks.check(infos)
+            if others := masks.others(infos):
+                report(f"{folder}: {others}")
+            return infos
 
         train, val = volumes("train"), volumes("val")
         if config.assumed:

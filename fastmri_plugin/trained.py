@@ -76,7 +76,7 @@ class TrainedNetwork(Reconstructor):
     def reconstruct(
         self, infos: Sequence[VolumeInfo], masks: MaskSpec, track: Track = silent
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """See `Reconstructor`; volumes with a stored mask come first."""
+        """See `Reconstructor`."""
         total = sum(info.num_slices for info in infos)
         slices = track(self._slices(infos, masks), "reconstructing", total)
         for name, images in groupby(slices, key=itemgetter(0)):
@@ -106,18 +106,12 @@ class TrainedNetwork(Reconstructor):
         self, infos: Sequence[VolumeInfo], masks: MaskSpec
     ) -> Iterator[tuple[str, np.ndarray]]:
         with torch.inference_mode():
-            for index, batch in enumerate(self._batches(infos, masks)):
+            transform = build_transform(
+                self.model, self.challenge, masks.mask_func(), True, self.options
+            )
+            data = SliceDataset(infos, transform)
+            for index, batch in enumerate(volume_loader(data, self.batch_size, self.num_workers)):
                 moved = self.module.transfer_batch_to_device(batch, self.device, 0)
                 logs = self.module.test_step(moved, index)
                 for fname, image in zip(logs["fname"], logs["output"], strict=True):
                     yield fname, np.asarray(image, dtype=np.float32)
-
-    def _batches(self, infos: Sequence[VolumeInfo], masks: MaskSpec) -> Iterator[Any]:
-        for with_mask, mask_func in ((True, None), (False, masks.mask_func())):
-            group = [info for info in infos if info.has_mask == with_mask]
-            if group:
-                transform = build_transform(
-                    self.model, self.challenge, mask_func, True, self.options
-                )
-                dataset = SliceDataset(group, transform)
-                yield from volume_loader(dataset, self.batch_size, self.num_workers)

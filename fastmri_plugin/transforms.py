@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from fastmri_plugin import Challenge
-from fastmri_plugin.framework import MaskFunc, UnetDataTransform, VarNetDataTransform
+from fastmri_plugin.framework import UnetDataTransform, VarNetDataTransform
 from fastmri_plugin.kspace import center_crop, crop_readout, crop_size, zero_filled
-from fastmri_plugin.masks import draw_columns, name_seed
+from fastmri_plugin.masks import ColumnMasks, draw_columns, name_seed
 from fastmri_plugin.recipes import KSPACE_MODELS
 from fastmri_plugin.unrolled_mixer import Sensitivities
 from img2img_recon.support.errors import InputError
@@ -65,17 +66,17 @@ class _SliceTransform:
     """What the transforms share: the mask, the image's size, the target; fastMRI's transform signature.
 
     Args:
-        mask_func: draws the mask; None uses the mask stored in the file (all columns without one).
+        mask_func: draws the mask of volumes that have none of their own; None uses all columns of these.
         use_seed: one mask per volume, seeded by its name, as fastMRI does for validation.
     """
 
-    def __init__(self, mask_func: MaskFunc | None = None, use_seed: bool = True) -> None:
+    def __init__(self, mask_func: ColumnMasks | None = None, use_seed: bool = True) -> None:
         self.mask_func = mask_func
         self.use_seed = use_seed
         self._volume_mask: tuple[tuple[str, int], np.ndarray] | None = None
 
     def _columns(self, mask: np.ndarray | None, num_columns: int, fname: str) -> np.ndarray | None:
-        if self.mask_func is None:
+        if mask is not None or self.mask_func is None:
             return mask
         if not self.use_seed:
             return draw_columns(self.mask_func, num_columns, None)
@@ -127,7 +128,7 @@ class KspaceTransform(_SliceTransform):
 
     def __init__(
         self,
-        mask_func: MaskFunc | None = None,
+        mask_func: ColumnMasks | None = None,
         use_seed: bool = True,
         sens: Sensitivities = "none",
     ) -> None:
@@ -207,25 +208,35 @@ def _measured_columns(
     return chosen
 
 
-class _FiniteKspace:
-    """A fastMRI transform that refuses k-space with NaN or infinite values, naming the file."""
+class _FastmriTransform:
+    """A fastMRI transform that goes by a volume's own mask and refuses k-space that is not finite, naming the file.
 
-    def __init__(self, transform: Callable[..., Any]) -> None:
-        self.transform = transform
-        self.mask_func = transform.mask_func  # type: ignore[attr-defined]
-        self.use_seed = transform.use_seed  # type: ignore[attr-defined]
+    Args:
+        make: makes the transform with a mask function or, for volumes that have a mask, without.
+        mask_func: see `_SliceTransform`, as `use_seed`.
+        use_seed: see there.
+    """
 
-    def __call__(self, kspace: np.ndarray, *rest: Any) -> Any:
+    def __init__(
+        self, make: Callable[[Any], Callable[..., Any]], mask_func: Any, use_seed: bool
+    ) -> None:
+        self.drawing, self.measured = make(mask_func), make(None)
+        self.mask_func = mask_func
+        self.use_seed = use_seed
+
+    def __call__(self, kspace: np.ndarray, mask: np.ndarray | None, *rest: Any) -> Any:
         if not np.isfinite(kspace).all():
             fname, slice_num = rest[-2:]
             raise InputError(f"{fname}: slice {slice_num} of kspace holds NaN or infinite values")
-        return self.transform(kspace, *rest)
+        if mask is None:
+            return self.drawing(kspace, mask, *rest)
+        return self.measured(kspace * mask, mask, *rest)
 
 
 def build_transform(
     model: str,
     challenge: Challenge,
-    mask_func: MaskFunc | None,
+    mask_func: ColumnMasks | None,
     use_seed: bool,
     options: Mapping[str, Any] | None = None,
 ) -> Callable[..., Any]:
@@ -234,14 +245,16 @@ def build_transform(
     Args:
         model: its name, as `--model` takes it.
         challenge: single- or multi-coil.
-        mask_func: None takes the mask stored in the file.
+        mask_func: draws the mask of volumes that have none of their own.
         use_seed: one mask per volume, seeded by its name.
         options: the network's; `sens` says what an unrolled one is fed.
     """
     if model in KSPACE_MODELS:
         return KspaceTransform(mask_func, use_seed, (options or {}).get("sens", "learned"))
     if model == "fastmri_unet":
-        return _FiniteKspace(UnetDataTransform(challenge, mask_func, use_seed))
+        make = partial(UnetDataTransform, challenge, use_seed=use_seed)
+        return _FastmriTransform(make, mask_func, use_seed)
     if model == "fastmri_varnet":
-        return _FiniteKspace(VarNetDataTransform(mask_func, use_seed))
+        make = partial(VarNetDataTransform, use_seed=use_seed)
+        return _FastmriTransform(make, mask_func, use_seed)
     return ImageTransform(mask_func, use_seed)

@@ -1,4 +1,4 @@
-"""FastMRI volumes on disk: what a file must hold, reading it, writing volumes and reconstructions."""
+"""FastMRI volumes on disk: reading them as other programs write them, writing volumes and reconstructions."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
 
 from fastmri_plugin import Challenge
-from fastmri_plugin.headers import read_header
-from fastmri_plugin.kspace import center_crop, crop_size
-from img2img_recon.support.errors import InputError
+from fastmri_plugin.headers import Header, read_recon_size, write_header
+from fastmri_plugin.kspace import as_complex, center_crop, crop_size
+from fastmri_plugin.slices import measured_samples
+from img2img_recon.support.errors import InputError, named, reason
 from img2img_recon.support.files import atomic_path
 
 TARGET_KEYS: dict[str, str] = {
@@ -22,6 +23,7 @@ TARGET_KEYS: dict[str, str] = {
     "multicoil": "reconstruction_rss",
 }
 RECONSTRUCTION_KEY = "reconstruction"
+ROWS_WITH_SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,17 @@ class VolumeInfo:
     Attributes:
         path: the HDF5 file; `path.name` is the volume's name, which seeds its mask.
         kspace_shape: (slices, H, W) single-coil or (slices, coils, H, W) multi-coil.
-        recon_size: (H, W) of the header's reconstruction space.
+        recon_size: (H, W) of the image: the target's, else that of the header's reconstruction space.
         acquired_columns: first and one-past-last acquired phase-encode column, from the encoding limits.
         target_shape: (slices, H, W) of the target, None without one.
         max_value: the target volume's maximum, the data range of its scores; None without a target.
         acquisition: the pulse sequence's name, "" when not stored.
         acceleration: the stored mask's nominal acceleration, None when not stored.
-        has_mask: whether the file stores a sampling mask over its W columns.
+        mask_source: where the volume's own mask is found: stored in the file, or in its k-space's zeros, of
+            whole columns or of single samples; None for k-space that is fully sampled.
+        sampled_columns: how many columns the own mask keeps; 0 without one.
+        limits_fault: why the header's encoding limits cannot be used, "" if they can.
+        notes: what was corrected or taken from elsewhere, one line each.
     """
 
     path: Path
@@ -47,8 +53,16 @@ class VolumeInfo:
     target_shape: tuple[int, int, int] | None
     max_value: float | None
     acquisition: str
-    acceleration: int | None
-    has_mask: bool
+    acceleration: float | None
+    mask_source: Literal["stored", "zeros", "samples"] | None = None
+    sampled_columns: int = 0
+    limits_fault: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether the volume is undersampled already, so that no mask is drawn for it."""
+        return self.mask_source is not None
 
     @property
     def name(self) -> str:
@@ -73,8 +87,7 @@ class VolumeInfo:
     @property
     def image_size(self) -> tuple[int, int]:
         """(H, W) of the reconstruction: the target's or the header's, W x W when the k-space is narrower."""
-        wanted = self.target_shape[1:] if self.target_shape else self.recon_size
-        return crop_size(wanted, self.kspace_shape)
+        return crop_size(self.recon_size, self.kspace_shape)
 
 
 def challenge_of(kspace_shape: Sequence[int]) -> Challenge:
@@ -82,125 +95,155 @@ def challenge_of(kspace_shape: Sequence[int]) -> Challenge:
     return "multicoil" if len(kspace_shape) == 4 else "singlecoil"
 
 
-@contextmanager
-def open_volume(path: Path) -> Iterator[h5py.File]:
-    """Open an HDF5 file for reading.
+def open_file(path: Path) -> h5py.File:
+    """An HDF5 file for reading.
 
     Raises:
-        InputError: the file is missing, truncated or no HDF5 at all.
+        InputError: it is missing, locked, being written, truncated or no HDF5 at all.
     """
     try:
-        volume = h5py.File(path, "r")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        return h5py.File(path, "r")
     except OSError as error:
-        reason = "truncated" if "truncated" in str(error) else "not an HDF5 file"
-        raise InputError(f"{path}: {reason}; a fastMRI volume is an HDF5 file") from None
-    with volume:
+        raise InputError(f"{path}: {_why_closed(path, error)}") from None
+
+
+def _why_closed(path: Path, error: OSError) -> str:
+    said = reason(error)
+    if not path.exists():
+        return "no such file"
+    if path.is_dir():
+        return "a folder, expected an HDF5 file"
+    if "unable to lock" in said:
+        return (
+            "is locked: a program is writing it, or its disk has no locks (then set "
+            "HDF5_USE_FILE_LOCKING=FALSE)"
+        )
+    if "already open for write" in said or "h5clear" in said:
+        return "is still being written, or the program that wrote it broke off"
+    if "truncated" in said:
+        return "truncated, or still being copied; a fastMRI volume is an HDF5 file"
+    if "signature not found" in said or path.stat().st_size == 0:
+        return "not an HDF5 file; a fastMRI volume is an HDF5 file"
+    return f"cannot be opened ({error.strerror or said})"
+
+
+@contextmanager
+def open_volume(path: Path) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading, for a block; see `open_file`."""
+    with open_file(path) as volume:
         yield volume
 
 
-def read_volume_info(path: Path, challenge: Challenge) -> VolumeInfo:
-    """Read and check what a fastMRI volume says of itself.
+def dataset_in(volume: h5py.File, key: str, what: str = "dataset") -> h5py.Dataset:
+    """A dataset of an open volume.
 
     Raises:
-        InputError: one line naming the file: unreadable, no `kspace`, coils that do not fit the
-            challenge, no valid header, a mask of another length or a target of another slice count.
+        InputError: there is none of this name, or it holds nothing that can be read; without the file's name.
     """
-    with open_volume(path) as volume:
-        shape = _kspace_shape(volume, path, challenge)
-        if "ismrmrd_header" not in volume:
-            raise InputError(f"{path}: no dataset 'ismrmrd_header'")
-        try:
-            header = read_header(volume["ismrmrd_header"][()])
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
-        if "mask" in volume and volume["mask"].shape != (shape[-1],):
-            raise InputError(
-                f"{path}: mask has shape {volume['mask'].shape}, expected ({shape[-1]},), one entry per column"
-            )
-        target_shape, max_value = _target_facts(volume, path, challenge, shape[0])
-        acceleration = volume.attrs.get("acceleration")
-        info = VolumeInfo(
-            path=path,
-            kspace_shape=shape,
-            recon_size=header.recon_size,
-            acquired_columns=header.acquired_columns,
-            target_shape=target_shape,
-            max_value=max_value,
-            acquisition=str(volume.attrs.get("acquisition", "")),
-            acceleration=None if acceleration is None else int(acceleration),
-            has_mask="mask" in volume,
-        )
-    height, width = info.image_size
-    available = [shape[-2:]] + ([target_shape[1:]] if target_shape else [])
-    if any(height > rows or width > columns for rows, columns in available):
-        raise InputError(
-            f"{path}: the image is {height} x {width}, but kspace has shape {shape}"
-            + (f" and the target {target_shape}" if target_shape else "")
-        )
-    return info
+    try:
+        if key not in volume:
+            found = ", ".join(sorted(map(plain_text, volume)))[:200] or "nothing"
+            for challenge, other in TARGET_KEYS.items():
+                if what == "target" and other in volume:
+                    found += f"; {other} is the target of --challenge {challenge}"
+            raise InputError(f"no {what} '{key}' (found: {found})")
+        dataset = volume[key]
+        if not isinstance(dataset, h5py.Dataset):
+            raise InputError(f"'{key}' is a group, expected a dataset")
+        # Either may be missing, or damaged so that h5py cannot say it.
+        if dataset.shape is None or dataset.dtype is None:
+            raise InputError(f"'{key}' is empty")
+    except InputError:
+        raise
+    except Exception as error:  # whatever h5py raises on a damaged file
+        raise InputError(f"'{key}' cannot be read ({reason(error)})") from None
+    return dataset
 
 
-def _kspace_shape(volume: h5py.File, path: Path, challenge: Challenge) -> tuple[int, ...]:
-    if "kspace" not in volume:
-        found = ", ".join(sorted(volume)) or "nothing"
-        raise InputError(f"{path}: no dataset 'kspace' (found: {found})")
-    if not isinstance(volume["kspace"], h5py.Dataset):
-        raise InputError(f"{path}: 'kspace' is a group, expected a dataset")
-    shape = tuple(int(n) for n in volume["kspace"].shape)
-    expected, layout = {
-        "singlecoil": (3, "(slices, H, W)"),
-        "multicoil": (4, "(slices, coils, H, W)"),
-    }[challenge]
-    if len(shape) != expected:
-        kinds = {3: "single-coil", 4: "multi-coil"}
-        kind = kinds.get(len(shape), "neither single- nor multi-coil")
-        raise InputError(
-            f"{path}: kspace has shape {shape}, which is {kind}; --challenge {challenge} needs {layout}"
-        )
-    return shape
+def plain_text(value: Any) -> str:
+    """A text as other programs store it (bytes, an array of one string or of letters) on one line; "" for others."""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.reshape(-1)[0]
+    elif isinstance(value, np.ndarray) and value.dtype == np.uint8:
+        value = value.tobytes()
+    if isinstance(value, (np.ndarray, h5py.Empty)):
+        return ""
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def _target_facts(
-    volume: h5py.File, path: Path, challenge: Challenge, num_slices: int
-) -> tuple[tuple[int, int, int] | None, float | None]:
-    """Shape and maximum of the target, None without one."""
-    key = TARGET_KEYS[challenge]
-    if key not in volume:
-        return None, None
-    target = volume[key]
-    if target.ndim != 3 or target.shape[0] != num_slices:
-        raise InputError(f"{path}: {key} has shape {target.shape}, expected ({num_slices}, H, W)")
-    max_value = float(volume.attrs["max"] if "max" in volume.attrs else target[()].max())
-    if not (np.isfinite(max_value) and max_value > 0):
-        raise InputError(f"{path}: the target's maximum is {max_value}, expected a positive number")
-    return (int(target.shape[0]), int(target.shape[1]), int(target.shape[2])), max_value
+def attribute(volume: h5py.File, name: str) -> str:
+    """An attribute of an open volume as text; "" without one, or with one that cannot be read."""
+    try:
+        return plain_text(volume.attrs[name]) if name in volume.attrs else ""
+    except Exception:  # whatever h5py raises on a damaged file
+        return ""
 
 
-def mask_in(volume: h5py.File) -> np.ndarray | None:
-    """The sampling mask that an open volume stores, bool (W,); None if it stores none."""
-    return np.asarray(volume["mask"]).astype(bool) if "mask" in volume else None
+def number(text: str) -> float | None:
+    """A number as text, also `4x`; None for others and for what is not finite."""
+    try:
+        value = float(text.lower().removesuffix("x"))
+    except ValueError:
+        return None
+    return value if np.isfinite(value) else None
 
 
-def stored_mask(info: VolumeInfo) -> np.ndarray | None:
-    """The sampling mask that a volume's file stores, bool (W,); None if it stores none."""
+def acceleration_of(volume: h5py.File) -> float | None:
+    """The nominal acceleration that an open volume stores, whole where it is; None without one that can be."""
+    value = number(attribute(volume, "acceleration"))
+    if value is None or value < 1:
+        return None
+    return int(value) if value == int(value) else value
+
+
+def stored_columns(volume: h5py.File) -> np.ndarray:
+    """The sampling mask that an open volume stores, bool (W,)."""
+    return np.asarray(volume["mask"]).reshape(-1).astype(bool)
+
+
+def columns_with_samples(kspace: h5py.Dataset) -> np.ndarray:
+    """What was measured, by the zeros in a few rows of the middle slice: bool (W,), of single samples (rows, W)."""
+    top = max(kspace.shape[-2] // 2 - ROWS_WITH_SAMPLES // 2, 0)
+    rows = slice(top, top + ROWS_WITH_SAMPLES)
+    part = as_complex(kspace[(kspace.shape[0] // 2, ..., rows, slice(None))])
+    return measured_samples(part.reshape(-1, *part.shape[-2:]))
+
+
+def mask_in(volume: h5py.File, info: VolumeInfo) -> np.ndarray | None:
+    """The own mask of an open volume, bool (W,); None if it is fully sampled."""
+    if not info.has_mask:
+        return None
+    return (
+        stored_columns(volume)
+        if info.mask_source == "stored"
+        else columns_with_samples(volume["kspace"])
+    )
+
+
+def own_mask(info: VolumeInfo) -> np.ndarray | None:
+    """See `mask_in`."""
     with open_volume(info.path) as volume:
-        return mask_in(volume)
+        return mask_in(volume, info)
 
 
-def read_slice(path: Path, index: int) -> np.ndarray:
-    """The k-space of one slice, complex (H, W) or (coils, H, W).
+def slice_in(volume: h5py.File, path: Path, index: int) -> np.ndarray:
+    """The k-space of one slice of an open volume, complex64 (H, W) or (coils, H, W).
 
     Raises:
         InputError: naming the file and the slice.
     """
+    try:
+        with np.errstate(over="ignore"):
+            return as_complex(volume["kspace"][index]).astype(np.complex64, copy=False)
+    except Exception as error:  # whatever h5py raises on a damaged file
+        raise InputError(f"{path}: slice {index} cannot be read ({reason(error)})") from None
+
+
+def read_slice(path: Path, index: int) -> np.ndarray:
+    """See `slice_in`."""
     with open_volume(path) as volume:
-        try:
-            return volume["kspace"][index]
-        except (KeyError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{path}: slice {index} cannot be read ({reason})") from None
+        return slice_in(volume, path, index)
 
 
 def read_target(info: VolumeInfo) -> np.ndarray:
@@ -213,12 +256,17 @@ def read_target(info: VolumeInfo) -> np.ndarray:
 
 
 def read_whole_target(path: Path, challenge: Challenge) -> np.ndarray:
-    """The target volume (slices, H, W) as stored.
+    """The target volume (slices, H, W) as stored; whole numbers become float32.
 
     Raises:
-        InputError: the file holds no target.
+        InputError: the file holds no target, or one of no real numbers.
     """
-    return _read_dataset(path, TARGET_KEYS[challenge], "target")
+    target = _read_dataset(path, TARGET_KEYS[challenge], "target")
+    if target.dtype.kind not in "fiu":
+        raise InputError(
+            f"{path}: {TARGET_KEYS[challenge]} is {target.dtype}; a target holds magnitudes"
+        )
+    return target if target.dtype.kind == "f" else target.astype(np.float32)
 
 
 def read_reconstruction(path: Path) -> np.ndarray:
@@ -231,14 +279,12 @@ def read_reconstruction(path: Path) -> np.ndarray:
 
 
 def _read_dataset(path: Path, key: str, what: str) -> np.ndarray:
-    with open_volume(path) as volume:
-        if key not in volume:
-            found = ", ".join(sorted(volume)) or "nothing"
-            raise InputError(f"{path}: no {what} '{key}' (found: {found})")
+    with open_volume(path) as volume, named(str(path)):
+        dataset = dataset_in(volume, key, what)
         try:
-            return volume[key][()]
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+            return np.asarray(dataset[()])
+        except Exception as error:  # whatever h5py raises on a damaged file
+            raise InputError(f"cannot be read ({reason(error)})") from None
 
 
 def write_reconstruction(path: Path, reconstruction: np.ndarray) -> None:
@@ -274,15 +320,16 @@ def write_volume(
 
 
 def freeze_volume(
-    source: Path, masked: Path, target: Path, mask: np.ndarray, acceleration: int, num_low: int
+    info: VolumeInfo, masked: Path, target: Path, mask: np.ndarray, acceleration: int, num_low: int
 ) -> None:
     """Write the masked file and the target file of one fully sampled volume, atomically.
 
     The masked file holds nothing of the target, not even its maximum. K-space is read and written
-    one slice at a time.
+    one slice at a time. A header that does not say the image's size, or no limits that can be, is
+    written anew.
 
     Args:
-        source: fully sampled volume with a target.
+        info: fully sampled volume with a target.
         masked: file to write with k-space (zero outside the mask), mask, header, acquisition,
             patient_id, acceleration and num_low_frequency.
         target: file to write with the target, max, norm, acquisition, patient_id and acceleration.
@@ -290,27 +337,37 @@ def freeze_volume(
         acceleration: nominal.
         num_low: columns kept at the centre.
     """
-    with open_volume(source) as volume:
+    values = read_whole_target(info.path, info.challenge)
+    with open_volume(info.path) as volume:
         kept = ("acquisition", "patient_id")
-        shared = {name: volume.attrs[name] for name in kept if name in volume.attrs}
+        shared: dict[str, Any] = {name: attribute(volume, name) for name in kept}
+        shared = {name: value for name, value in shared.items() if value}
         shared["acceleration"] = acceleration
-        kspace = volume["kspace"]
         with atomic_path(masked) as temporary, h5py.File(temporary, "w") as output:
-            output["ismrmrd_header"] = volume["ismrmrd_header"][()]
+            output["ismrmrd_header"] = _fitting_header(volume, info)
             output["mask"] = columns = mask.astype(np.float32)
-            stored = output.create_dataset("kspace", shape=kspace.shape, dtype=np.complex64)
-            for slice_num in range(kspace.shape[0]):
+            stored = output.create_dataset("kspace", shape=info.kspace_shape, dtype=np.complex64)
+            for slice_num in range(info.num_slices):
                 # Adding zero turns the -0 of the masked columns into 0, as fastMRI does.
-                stored[slice_num] = kspace[slice_num] * columns + 0.0
+                stored[slice_num] = slice_in(volume, info.path, slice_num) * columns + 0.0
             output.attrs.update({**shared, "num_low_frequency": num_low})
-        key = TARGET_KEYS[challenge_of(kspace.shape)]
-        values = volume[key][()]
-        with atomic_path(target) as temporary, h5py.File(temporary, "w") as output:
-            output[key] = values
-            output.attrs.update(
-                {
-                    **shared,
-                    "max": volume.attrs.get("max", float(values.max())),
-                    "norm": volume.attrs.get("norm", float(np.linalg.norm(values))),
-                }
-            )
+        norm = number(attribute(volume, "norm")) or float(np.linalg.norm(values))
+    with atomic_path(target) as temporary, h5py.File(temporary, "w") as output:
+        output[TARGET_KEYS[info.challenge]] = values
+        output.attrs.update({**shared, "max": info.max_value, "norm": norm})
+
+
+def _fitting_header(volume: h5py.File, info: VolumeInfo) -> bytes | str:
+    xml = volume["ismrmrd_header"][()]
+    try:
+        fits = crop_size(read_recon_size(xml), info.kspace_shape) == info.image_size
+    except InputError:
+        fits = False
+    if fits and not info.limits_fault:
+        return xml
+    height, width = info.kspace_shape[-2:]
+    left, right = info.acquired_columns
+    columns = (left, right) if left <= width // 2 < right else (0, width)
+    header = Header.of_columns((height, width), info.recon_size, columns)
+    coils = info.kspace_shape[1] if info.challenge == "multicoil" else 1
+    return write_header(header, num_coils=coils, protocol=info.acquisition)

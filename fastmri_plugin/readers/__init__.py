@@ -10,8 +10,8 @@ from typing import Protocol
 
 from fastmri_plugin.flags import ReadFlags
 from fastmri_plugin.readers import arrays, bart, dicom, matlab, nifti, raw_ismrmrd, twix, volume
-from fastmri_plugin.readers.scan import Scan, reason
-from img2img_recon.support.errors import InputError, named
+from fastmri_plugin.readers.scan import Scan
+from img2img_recon.support.errors import InputError, named, reason
 
 
 class Reader(Protocol):

@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 
 from fastmri_plugin.flags import AXES, ReadFlags
-from fastmri_plugin.kspace import centred_ifft
+from fastmri_plugin.kspace import as_complex, centred_ifft, complex_fields
 from fastmri_plugin.readers.scan import PHASE_ZERO, Scan
 from img2img_recon.support.errors import InputError
-
-COMPOUNDS = (("real", "imag"), ("r", "i"))
 
 
 def guess_axes(shape: Sequence[int], coils: bool, first_fastest: bool = False) -> tuple[str, ...]:
@@ -81,11 +79,7 @@ def arranged(
     """
     shape = tuple(int(size) for size in data.shape)
     dtype = data.dtype
-    fields = next((pair for pair in COMPOUNDS if dtype.names == pair), None)
-    # HDF5 aborts the program on the fields that a damaged header makes up.
-    if fields and dtype != np.dtype([(name, dtype[0]) for name in fields]):
-        raise InputError(f"holds {dtype}, expected {' and '.join(fields)} of one type")
-    is_complex = dtype.kind == "c" or fields is not None
+    is_complex = dtype.kind == "c" or complex_fields(dtype) is not None
     if not is_complex and dtype.kind not in "fiu":
         raise InputError(f"holds {dtype}, expected numbers")
     complex_axis = _complex_axis(flags, shape, is_complex)
@@ -122,9 +116,7 @@ def arranged(
 
     def read(index: int) -> np.ndarray:
         where = {"slices": index, **chosen}
-        values = np.asarray(data[tuple(where.get(name, slice(None)) for name in names)])
-        if fields is not None:
-            values = values[fields[0]] + 1j * values[fields[1]].astype(np.complex128)
+        values = as_complex(np.asarray(data[tuple(where.get(name, slice(None)) for name in names)]))
         left = [name for name in names if name not in where]
         values = values.transpose([left.index(name) for name in order if name in left])
         if "complex" in left:
@@ -211,7 +203,7 @@ def _without_partitions(data: Any, names: Sequence[str], kind: str) -> Any:
         raise InputError("--axes: give slices or partitions, not both")
     if kind == "image":
         return data
-    values = np.asarray(data[()])
+    values = as_complex(np.asarray(data[()]))
     axis = names.index("partitions")
     others = tuple(k for k, name in enumerate(names) if name not in ("partitions", "columns"))
     measured = (values != 0).any(axis=others)

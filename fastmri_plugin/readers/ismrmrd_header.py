@@ -5,10 +5,8 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 
-from fastmri_plugin.headers import NAMESPACE
+from fastmri_plugin.headers import MAX_MATRIX, NAMESPACE
 from img2img_recon.support.errors import InputError
-
-MAX_MATRIX = 1 << 16
 
 
 @dataclass(frozen=True)

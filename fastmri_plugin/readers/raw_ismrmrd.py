@@ -11,9 +11,9 @@ import h5py
 import numpy as np
 
 from fastmri_plugin.flags import ReadFlags
-from fastmri_plugin.kspace import center_crop, centred_fft, centred_ifft
+from fastmri_plugin.kspace import MAX_SLICE_BYTES, center_crop, centred_fft, centred_ifft
 from fastmri_plugin.readers.ismrmrd_header import Encoding, read_encoding
-from fastmri_plugin.readers.scan import MAX_SLICE_BYTES, Scan
+from fastmri_plugin.readers.scan import Scan
 from img2img_recon.support.errors import InputError
 
 NAME = "a raw ISMRMRD file"

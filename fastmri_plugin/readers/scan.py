@@ -9,10 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from fastmri_plugin.kspace import centred_fft
-from img2img_recon.support.errors import InputError
-
-MAX_SLICE_BYTES = 4 << 30
+from fastmri_plugin.kspace import MAX_SLICE_BYTES, centred_fft
+from img2img_recon.support.errors import InputError, reason
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,6 @@ class Scan:
     def __post_init__(self) -> None:
         if min(self.shape) < 1:
             raise InputError(f"is empty: its (slices, coils, rows, columns) are {self.shape}")
-        # A damaged header must not ask for all of the memory.
         if int(np.prod(self.shape[1:], dtype=object)) * 8 > MAX_SLICE_BYTES:
             raise InputError(
                 f"a slice of (coils, rows, columns) = {self.shape[1:]} is larger than "
@@ -106,9 +103,3 @@ class Scan:
 
 
 PHASE_ZERO = "magnitude images, taken with phase 0 (--phase gives one): their k-space is synthetic"
-
-
-def reason(error: BaseException) -> str:
-    """An exception of a library in one short line."""
-    text = " ".join(str(error).split())[:200]
-    return text or type(error).__name__

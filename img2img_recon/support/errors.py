@@ -25,3 +25,9 @@ def named(place: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
+
+
+def reason(error: BaseException) -> str:
+    """An exception of a library in one short line."""
+    text = " ".join(str(error).split())[:200]
+    return text or type(error).__name__

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     GreyLevels: TypeAlias = float
     GreyLevelsOrNone: TypeAlias = float
     ClosedUnitInterval: TypeAlias = float
+    Seed: TypeAlias = int
 else:
     from jsonargparse.typing import (
         ClosedUnitInterval,
@@ -39,6 +40,8 @@ else:
     # The same of a picture, which may have none; more than 100 is no picture.
     GreyLevelsOrNone = restricted_number_type("GreyLevelsOrNone", float, [(">=", 0), ("<=", 100)])
     Port = restricted_number_type("Port", int, [(">=", 1), ("<=", 65535)])
+    # What numpy's generators take.
+    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 1 << 32)])
     Devices = restricted_string_type(
         "Devices", r"(auto|-1|\d+(,\d+)*)\Z", "auto, a number, or indices as 0,1"
     )
@@ -59,6 +62,7 @@ __all__ = [
     "Port",
     "PositiveFloat",
     "PositiveInt",
+    "Seed",
     "ShareBelowOne",
     "Strategy",
     "UnitShare",

@@ -16,6 +16,7 @@ from img2img_recon.support.types import (
     OpenUnitInterval,
     PositiveFloat,
     PositiveInt,
+    Seed,
     Strategy,
 )
 
@@ -64,7 +65,7 @@ class TrainingFlags:
         None, help="samples per batch", group="training", basic=True
     )
     num_workers: NonNegativeInt | None = flag(None, help="loader processes", group="training")
-    seed: NonNegativeInt = flag(
+    seed: Seed = flag(
         42, help="seeds weights, order and whatever is drawn", group="training", basic=True
     )
     max_epochs: PositiveInt | None = flag(None, help="epochs", group="training", basic=True)

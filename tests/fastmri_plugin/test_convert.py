@@ -187,7 +187,7 @@ def test_fastmri_and_we_read_the_result(tmp_path, images, challenge, recon_size)
     (path,) = convert(
         configuration(source, tmp_path, challenge=challenge, coils=coils, recon_size=recon_size)
     )
-    (info,) = list_volumes(path.parent, challenge, require_target=True)
+    (info,) = list_volumes(path.parent, challenge, needs=("target",))
     side = recon_size if recon_size[1] <= 20 else (20, 20)
     assert info.image_size == side
     assert info.acquired_columns == (0, 20)

@@ -40,7 +40,6 @@ def volume(name: str, slices: int, shape: tuple[int, int] = (64, 40), size: int 
         max_value=1.0,
         acquisition="",
         acceleration=None,
-        has_mask=False,
     )
 
 

@@ -30,7 +30,7 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_every_split_has_the_layout_asked_for(data, challenge, split):
     folder = data / f"{challenge}_{split}"
-    volumes = list_volumes(folder, challenge, require_target=split != "test")
+    volumes = list_volumes(folder, challenge, needs=("target",) * (split != "test"))
     assert len(volumes) == getattr(TINY, split)
     assert len({info.num_columns for info in volumes}) > 1
     assert sum(info.num_columns < TINY.recon for info in volumes) == 1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +18,7 @@ from fastmri.data.subsample import (
 from fastmri_plugin.listing import list_volumes
 from fastmri_plugin.masks import (
     MaskSpec,
+    MaskType,
     draw_columns,
     name_seed,
     usual_center_fraction,
@@ -71,3 +75,45 @@ def test_what_is_not_allowed_is_named(spec, says):
     with pytest.raises(InputError, match=says):
         MaskSpec(*spec)
     assert MaskSpec("random", (1,), (0.5,)).accelerations == (1,)
+
+
+def test_every_flag_draws_or_is_refused_in_one_line():
+    """Against fastMRI's own functions: what is accepted draws their very columns, what is refused they cannot draw.
+
+    `FUZZ=60000` for more (docs/RELIABILITY.md).
+    """
+    rng = np.random.default_rng(7)
+    accepted = refused = 0
+    for number in range(int(os.environ.get("FUZZ", "1500"))):
+        mask_type = str(rng.choice(get_args(MaskType)))
+        acceleration = int(rng.choice([1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32]))
+        width = int(rng.choice([rng.integers(2, 65), rng.integers(65, 401)]))
+        # Most fractions lie where fastMRI's denominators are small: around 1 / acceleration.
+        near = (1 / acceleration) * rng.choice([1, 0.999, rng.uniform(0.9, 1.05)])
+        fraction = float(
+            min(rng.choice([near, rng.uniform(1e-4, 1), usual_center_fraction(acceleration)]), 1)
+        )
+        flags = (mask_type, acceleration, fraction, width)
+        theirs = create_mask_for_mask_type(mask_type, [fraction], [acceleration])
+        seeds = [name_seed(f"file{number}.h5"), name_seed(f"{number}")]
+        said = ""
+        try:
+            spec = MaskSpec(mask_type, (acceleration,), (fraction,))
+            ours = [draw_columns(spec.mask_func(), width, seed) for seed in seeds]
+        except InputError as error:
+            said = str(error)
+        if said:
+            assert "--center_fractions" in said
+            assert "\n" not in said
+            if "leaves no column" not in said:
+                with pytest.raises((ZeroDivisionError, ValueError)):
+                    theirs((1, width, 1), seed=seeds[0])
+            refused += 1
+            continue
+        accepted += 1
+        for drawn, seed in zip(ours, seeds, strict=True):
+            expected = theirs((1, width, 1), seed=seed)[0].numpy().reshape(-1) > 0
+            if not expected.any():
+                expected[width // 2] = True
+            np.testing.assert_array_equal(drawn, expected, err_msg=str(flags))
+    assert min(accepted, refused) > 100

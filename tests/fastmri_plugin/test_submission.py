@@ -16,8 +16,8 @@ from fastmri_plugin.submission import (
 )
 from fastmri_plugin.volumes import (
     VolumeInfo,
+    own_mask,
     read_reconstruction,
-    stored_mask,
     write_reconstruction,
 )
 from img2img_recon.support.errors import InputError
@@ -37,7 +37,7 @@ def split(request, tmp_path_factory):
     volumes = {}
     for info in infos:
         with h5py.File(info.path) as file:
-            kspace, mask = file["kspace"][()], stored_mask(info)
+            kspace, mask = file["kspace"][()], own_mask(info)
         images = [zero_filled(k, mask, info.image_size) for k in kspace]
         volumes[info.name] = np.stack(images).astype(np.float32)
     yield challenge, data, infos, volumes

@@ -8,10 +8,10 @@ import pytest
 
 from fastmri_plugin.listing import list_volumes
 from fastmri_plugin.volumes import (
+    own_mask,
     read_reconstruction,
     read_slice,
     read_target,
-    stored_mask,
     write_reconstruction,
 )
 from img2img_recon.support.errors import InputError
@@ -61,10 +61,10 @@ def test_a_reconstruction_is_read_back(tmp_path):
         read_slice(tmp_path / "a.h5", 0)
 
 
-def test_the_stored_mask(tiny_data):
+def test_the_own_mask(tiny_data):
     for split, stored in (("test", True), ("val", False)):
         for info in list_volumes(tiny_data("multicoil") / f"multicoil_{split}", "multicoil"):
-            mask = stored_mask(info)
+            mask = own_mask(info)
             assert (mask is not None) == stored
             if mask is not None:
                 assert mask.dtype == bool
