@@ -80,7 +80,7 @@ def test_what_is_not_allowed_is_named(spec, says):
 def test_every_flag_draws_or_is_refused_in_one_line():
     """Against fastMRI's own functions: what is accepted draws their very columns, what is refused they cannot draw.
 
-    `FUZZ=60000` for more (docs/RELIABILITY.md).
+    `FUZZ=20000` for more (docs/RELIABILITY.md).
     """
     rng = np.random.default_rng(7)
     accepted = refused = 0
