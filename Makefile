@@ -1,4 +1,4 @@
-# make demo | test | lint | types | format | clean
+# make demo | test | lint | types | docs | format | clean
 #
 # The environment is made once in .venv from pinned files. TORCH names the build to install:
 #   make demo TORCH="torch==2.13.0+cpu"     PYTHON=python3.12 chooses the interpreter.
@@ -9,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= auto
 
-.PHONY: demo test lint types format clean env
+.PHONY: demo test lint types docs format clean env
 
 env: $(VENV)/.installed
 
@@ -37,10 +37,20 @@ lint: env
 types: env
 	$(BIN)/mypy
 
+# The site in site/, in an environment of its own. It loads nothing from elsewhere.
+docs: $(VENV)-docs/.installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet
+	@! grep -rnE --include='*.html' '<(script|img|iframe)[^>]+src="?(https?:)?//|<link[^>]+rel="?(stylesheet|preconnect)[^>]+(https?:)?//' site
+
+$(VENV)-docs/.installed: requirements/docs.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --no-deps --no-compile -r requirements/docs.txt
+	touch $@
+
 format: env
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-docs site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

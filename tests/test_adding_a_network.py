@@ -13,45 +13,9 @@ from img2img_recon import build_model, load, model_config
 from img2img_recon.networks import zoo
 from img2img_recon.support.errors import InputError
 
-FILE = '''
-"""A pointwise network with options of three kinds."""
-
-from torch import Tensor, nn
-
-from img2img_recon.networks.base import Network
-
-
-class Toy(Network):
-    """A chain of maps of single pixels.
-
-    Args:
-        in_chans: channels in.
-        out_chans: channels out.
-        activation: relu or tanh.
-        slope: what the output is multiplied by.
-        widths: channels in between.
-    """
-
-    def __init__(
-        self,
-        in_chans: int = 3,
-        out_chans: int = 3,
-        activation: str = "relu",
-        slope: float = 0.5,
-        widths: tuple[int, ...] = (4, 5),
-    ) -> None:
-        super().__init__(in_chans, out_chans)
-        self.activation, self.slope, self.widths = activation, slope, widths
-        sides = (in_chans, *widths, out_chans)
-        act = nn.ReLU if activation == "relu" else nn.Tanh
-        layers = [nn.Sequential(nn.Conv2d(a, b, 1), act()) for a, b in zip(sides, sides[1:])]
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Map images (B, in_chans, H, W) to (B, out_chans, H, W)."""
-        self.check_image(image)
-        return self.slope * self.layers(image)
-'''
+# The file of the tutorial.
+PAGE = Path(__file__).parent.parent / "docs" / "tutorials" / "add_a_network.md"
+FILE = PAGE.read_text().partition('toy.py"\n')[2].partition("```")[0]
 GIVEN = ("--model", "toy", "--activation", "tanh", "--slope", "0.25", "--widths", "3", "6", "2")
 OPTIONS = {"activation": "tanh", "slope": 0.25, "widths": [3, 6, 2]}
 

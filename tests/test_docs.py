@@ -1,0 +1,77 @@
+"""The documentation's tutorials and notebooks, run as they are written; what README's test runs is not run again."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.test_readme import PROJECT, README, run_command
+
+DOCS = PROJECT / "docs"
+BLOCK = re.compile(r'^```(\w+)(?: title="(.+?)")?\n(.*?)^```$', flags=re.MULTILINE | re.DOTALL)
+TINY = {
+    "denoise_tasks/train.py": "--max_epochs 1 --patch_size 4 --embed_dim 4 --depth 1 --mlp_ratio 1 --num_workers 0",
+    "fastmri_plugin/train.py": "--img_size 32 --patch_size 4 --embed_dim 4 --depth 1 --mlp_ratio 1 --num_workers 0 "
+    "--sample_rate 1",
+}
+
+
+@pytest.fixture
+def place(tmp_path, tiny_data, monkeypatch) -> Path:
+    """A folder with photo.jpg, PHOTOS, DIR and the scripts, in which the test is."""
+    from PIL import Image
+    from skimage import data
+
+    for name in ("cluster", "denoise_tasks", "fastmri_plugin"):
+        (tmp_path / name).symlink_to(PROJECT / name)
+    (tmp_path / "DIR").symlink_to(tiny_data("singlecoil"))
+    (tmp_path / "PHOTOS").mkdir()
+    for number in range(3):
+        part = data.chelsea()[8 * number : 8 * number + 256, :256]
+        Image.fromarray(part).save(tmp_path / "PHOTOS" / f"{number}.png")
+    noisy = part[:64, :64] + np.random.default_rng(0).normal(0, 30, (64, 64, 3))
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", sorted((*DOCS.glob("tutorials/*.md"), *DOCS.glob("howto/*.md"))), ids=lambda page: page.stem)
+def test_pages(page, place):
+    """Commands with tiny networks, files as they are titled, Python as it stands; the toy network has a test of its own."""
+    names: dict[str, object] = {}
+    for language, title, text in BLOCK.findall(page.read_text()):
+        if language == "yaml":
+            (place / title).write_text(text)
+        elif language == "sh" and page.stem != "add_a_network":
+            for command in text.splitlines():
+                if f"    {command}\n" in README:
+                    continue
+                _, script, *_ = command.split()
+                run_command(f"{command} {TINY.get(script, '')}", place)
+        elif language == "python" and page.stem != "add_a_network":
+            exec(compile(text, str(page), "exec"), names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", sorted(DOCS.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks(notebook, place):
+    """Every cell, in order; no outputs are kept and no magics used, so that a difference in git is one of content."""
+    names: dict[str, object] = {}
+    for cell in json.loads(notebook.read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"]
+            assert cell["execution_count"] is None
+            exec(compile("".join(cell["source"]), str(notebook), "exec"), names)
+
+
+def test_pages_are_in_the_navigation():
+    """What `mkdocs build --strict` says as well, where it is installed."""
+    navigation = (PROJECT / "mkdocs.yml").read_text()
+    pages = {path.relative_to(PROJECT).as_posix() for path in DOCS.rglob("*.md")}
+    assert pages == set(re.findall(r" (docs/\S+\.md)$", navigation, flags=re.MULTILINE))
