@@ -52,8 +52,8 @@ def test_pages(page, place):
             for command in text.splitlines():
                 if f"    {command}\n" in README:
                     continue
-                _, script, *_ = command.split()
-                run_command(f"{command} {TINY.get(script, '')}", place)
+                words = command.removeprefix("python ")
+                run_command(f"{words} {TINY.get(words.split()[0], '')}", place)
         elif language == "python" and page.stem != "add_a_network":
             exec(compile(text, str(page), "exec"), names)
 
