@@ -52,7 +52,7 @@ def test_pages(page, place):
     names: dict[str, object] = {}
     for language, title, text in BLOCK.findall(page.read_text()):
         if language == "yaml":
-            (place / title).write_text(text)
+            (place / title).write_text(text.replace("seed: [0, 1]", "seed: [0]"))
         elif language == "sh":
             for command in text.splitlines():
                 if f"    {command}\n" in README:
