@@ -75,13 +75,12 @@ class Reconstructor(models.Reconstructor):
     """An MRI network as deepinv's `Reconstructor`, for `deepinv.physics.MRI` and `MultiCoilMRI`.
 
     Their k-space is fastMRI's: centred, orthonormal; it may have any units. An unrolled mixer is fed the measured
-    samples, an image-to-image network the zero-filled magnitudes.
+    samples, an image-to-image network the zero-filled magnitudes. Coil maps are those that a network estimates from
+    the fully sampled centre, which it was trained with; the physics gives them to one that estimates none.
 
     Args:
         network: a network of `img2img_recon.load`, or what that opens: a name, a run folder or a file.
         img_size: (h, w) of the centre that is reconstructed, for over-sampled k-space; None: all of it.
-        physics_maps: give an unrolled network the coil maps of the physics, and not those that it estimates from
-            the fully sampled centre.
         complex_output: the complex image that the physics measures, and not the magnitude. With several coils it
             is combined by the coil maps of the physics.
         device: where it runs.
@@ -95,7 +94,6 @@ class Reconstructor(models.Reconstructor):
         network: nn.Module | str | Path = "mri-brain-multicoil",
         *,
         img_size: tuple[int, int] | None = None,
-        physics_maps: bool = False,
         complex_output: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -108,12 +106,9 @@ class Reconstructor(models.Reconstructor):
             raise InputError(
                 f"{_name(network)}: allowed: unrolled_mixer and image-to-image networks"
             )
-        if self.of_images and (physics_maps or complex_output):
-            raise InputError(
-                f"{_name(network)}: maps magnitudes, without physics_maps or complex_output"
-            )
-        self.img_size = img_size
-        self.physics_maps, self.complex_output = physics_maps, complex_output
+        if self.of_images and complex_output:
+            raise InputError(f"{_name(network)}: gives magnitudes, allowed: complex_output=False")
+        self.img_size, self.complex_output = img_size, complex_output
         self.to(device)
 
     def forward(self, y: Tensor, physics: MRI | MultiCoilMRI) -> Tensor:
@@ -149,7 +144,8 @@ class Reconstructor(models.Reconstructor):
         if h < H:
             kspace = physics.fft(_centre(physics.ifft(kspace, (-2,)), h, W), (-2,))
         unit_maps = strength = None
-        if several and (self.physics_maps or self.complex_output):
+        needs_maps = getattr(self.network, "sens_net", None) is None
+        if several and (needs_maps or self.complex_output):
             maps = _centre(physics.coil_maps, h, W)
             if maps.shape[1] != kspace.shape[1]:
                 raise InputError(
@@ -157,7 +153,7 @@ class Reconstructor(models.Reconstructor):
                 )
             strength = _magnitude(maps).clamp_min(torch.finfo(y.dtype).tiny)
             unit_maps = maps / strength
-        sens_maps = unit_maps if self.physics_maps else None
+        sens_maps = unit_maps if needs_maps else None
         images = self.network.coil_images(kspace, columns, sens_maps=sens_maps)
         if not self.complex_output:
             return _magnitude(_centre(images, h, w))

@@ -97,8 +97,8 @@ def coils(config: Slices) -> None:
     methods: dict[str, Method] = {
         "zero-filled": lambda y, physics: physics.A_adjoint(y, rss=True),
         "SENSE (A_dagger)": lambda y, physics: physics.A_dagger(y),
-        "ours, its own maps": Reconstructor(),
-        "ours, maps of the physics": Reconstructor(physics_maps=True),
+        "mri-brain-multicoil, its own maps": Reconstructor(),
+        "mri-brain-singlecoil, maps of the physics": Reconstructor("mri-brain-singlecoil"),
     }
     table(methods, physics, read_slices(config.slices, config.count), random_masks(0))
 

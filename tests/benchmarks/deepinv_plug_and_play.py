@@ -89,6 +89,7 @@ class PlugAndPlayBenchmark:
     tune: Path = flag(help="folder of others, to choose the weight of total variation on")
     count: PositiveInt = flag(4, help="pictures, evenly spaced in the sorted folder")
     side: PositiveInt = flag(96, help="side of the crops in pixels")
+    bm3d: bool = flag(True, help="half a minute a picture, for each of two")
     sigma: float = flag(7.65, help="noise of the data, of 255 grey levels")
 
 
@@ -119,9 +120,9 @@ def main(words: list[str] | None = None) -> None:
         "start": lambda y, start: start,
         f"TV, weight {weight:g}": lambda y, start: total_variation(y, start, physics, weight),
         "denoise-color": plugged(Denoiser()),
-        "BM3D of deepinv": plugged(models.BM3D()),
-        "CBM3D": plugged(ColourBM3D()),
     }
+    if config.bm3d:
+        methods |= {"BM3D of deepinv": plugged(models.BM3D()), "CBM3D": plugged(ColourBM3D())}
     rows: dict[str, list[tuple[float, float, float]]] = {name: [] for name in methods}
     for clean in crops(config.pictures, config.count, config.side):
         y = physics(clean)
