@@ -104,10 +104,11 @@ def open_file(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise InputError(f"{path}: {_why_closed(path, error)}") from None
+        raise InputError(f"{path}: {why_closed(path, error)}") from None
 
 
-def _why_closed(path: Path, error: OSError) -> str:
+def why_closed(path: Path, error: OSError) -> str:
+    """Why an HDF5 file cannot be opened, in a few words."""
     said = reason(error)
     if not path.exists():
         return "no such file"

@@ -12,6 +12,7 @@ import numpy as np
 from fastmri_plugin.flags import ReadFlags
 from fastmri_plugin.readers.axes import arranged, plain_ids
 from fastmri_plugin.readers.scan import Scan
+from fastmri_plugin.volumes import why_closed
 from img2img_recon.support.errors import InputError
 
 NAME = "a file of plain arrays"
@@ -67,7 +68,13 @@ def pick(arrays: dict[str, Any], key: str | None, flag_name: str) -> Any:
 
 def _arrays(path: Path, stack: ExitStack) -> dict[str, Any]:
     if path.suffix.lower() in (".h5", ".hdf5"):
-        return datasets(stack.enter_context(h5py.File(path, "r")))
+        try:
+            file = h5py.File(path, "r")
+        except OSError as error:
+            if "signature not found" in str(error):
+                raise  # no HDF5 at all
+            raise InputError(why_closed(path, error)) from None
+        return datasets(stack.enter_context(file))
     loaded = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
     if isinstance(loaded, np.ndarray):
         return {path.stem: loaded}

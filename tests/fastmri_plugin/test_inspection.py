@@ -18,12 +18,14 @@ import numpy as np
 import pytest
 from fastmri.data.transforms import UnetDataTransform
 
+from fastmri_plugin.convert import ConvertConfig
 from fastmri_plugin.data import SliceDataset
 from fastmri_plugin.headers import Header, write_header
 from fastmri_plugin.inspection import check_needs, inspect_volume
 from fastmri_plugin.kspace import centred_ifft
 from fastmri_plugin.listing import list_volumes, split_folder
 from fastmri_plugin.masks import MaskSpec
+from fastmri_plugin.readers import open_scan
 from fastmri_plugin.transforms import build_transform
 from fastmri_plugin.volumes import freeze_volume, own_mask, read_slice, read_target, write_volume
 from img2img_recon.support.errors import InputError
@@ -136,6 +138,7 @@ def test_kspace_of_other_programs_is_single_precision(make, stored, model):
         (put("reconstruction_esc", TARGET.astype(complex)), "reconstruction_esc is complex128"),
         (put("reconstruction_esc", TARGET[:2]), "reconstruction_esc has shape .2, 8, 8."),
         (put("reconstruction_esc", 0 * TARGET), "the target's maximum is 0"),
+        (put("reconstruction_esc", TARGET * 1e-12), "maximum is 3.29e-12; allowed: 1e-08 to 1e.08"),
         (put("reconstruction_esc", TARGET * [[[1]], [[np.nan]], [[1]]]), "slice 1 of the target holds NaN"),
         (group("mask"), "'mask' is a group"),
         (put("mask", np.ones(COLUMNS - 1)), r"mask has shape .11,., expected .12,."),
@@ -311,6 +314,11 @@ def test_locked_and_unfinished_files_are_called_that(make):
         process.stdout.readline()
         with pytest.raises(InputError, match=r"file.h5: is locked: a program is writing it"):
             inspect_volume(path, "singlecoil")
+        with (
+            pytest.raises(InputError, match=r"file.h5: is locked"),
+            open_scan(path, ConvertConfig(source=path, out=path)),
+        ):
+            pass
         process.kill()
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(InputError, match=r"file.h5: (truncated|is still being written)"):
