@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.scripts import run_script
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -46,14 +48,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 def script() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run one of the project's scripts as a person does."""
 
-    def run(name: str, *words: object, **options: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(PROJECT / name), *map(str, words)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-            **options,  # type: ignore[call-overload]
-        )
+    def run(name: str, *words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        return run_script([PROJECT / name, *words], **options)
 
     return run

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.fastmri_plugin.readers.files import bart
+from tests.scripts import run_script
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = (PROJECT / "README.md").read_text()
@@ -20,14 +19,7 @@ README = (PROJECT / "README.md").read_text()
 
 def run_command(command: str, folder: Path) -> str:
     """What a command that follows `python` says."""
-    done = subprocess.run(
-        [sys.executable, *shlex.split(command)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    done = run_script(shlex.split(command), cwd=folder)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -52,10 +44,13 @@ def place(tiny_data, tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_commands(place):
+    """As written but for the size of the network and the epochs."""
     commands = re.findall(r"^    python (fastmri_plugin/.*)$", README, flags=re.MULTILINE)
     assert len(commands) >= 7
+    tiny = "--max_epochs 2 --patch_size 4 --embed_dim 4 --depth 1 --mlp_ratio 1 --num_workers 0"
     for command in commands:
-        said = run_command(command, place)
+        trains = "train.py" in command and "--mode test" not in command
+        said = run_command(f"{command} {tiny}" if trains else command, place)
         if "train.py" in command and not (place / "RUN").exists():
             (run,) = (place / "runs").iterdir()
             (place / "RUN").symlink_to(run)
