@@ -86,8 +86,9 @@ def opened(config: ReleaseConfig) -> nn.Module:
         "model": "window_mixer",
         "options": options.get("network", options),
         "wrapper": "residual",
-        "sigma": list(config.sigma),
     }
+    if description["options"].get("noise_level_plane"):  # others know one kind of noise, not levels
+        description["sigma"] = list(config.sigma)
     inside = {f"net.net.{key}": w for key, w in weights_in(content, config.source).items()}
     return network_of(description, inside, config.source)
 

@@ -32,8 +32,8 @@ from img2img_recon.support.errors import InputError, named, reason
 Need = Literal["target", "limits", "full"]
 LAYOUTS = {"singlecoil": "(slices, H, W)", "multicoil": "(slices, coils, H, W)"}
 MAX_TOLERANCE = 1e-3
-# Its fourth power is in SSIM's denominator.
-MAX_RANGE = (1e-8, 1e8)
+# What single precision holds with room for squares of a thousandth.
+MAX_RANGE = (1e-15, 1e15)
 
 
 def inspect_volume(path: Path, challenge: Challenge) -> VolumeInfo:
@@ -154,8 +154,8 @@ class _Inspection:
             raise InputError(f"the target's maximum is {maximum:g}, expected a positive number")
         if not MAX_RANGE[0] <= maximum <= MAX_RANGE[1]:
             raise InputError(
-                f"the target's maximum is {maximum:.3g}; allowed: {MAX_RANGE[0]:g} to {MAX_RANGE[1]:g}, as SSIM is "
-                "computed in single precision; multiply kspace and target by a factor"
+                f"the target's maximum is {maximum:.3g}; allowed: {MAX_RANGE[0]:g} to {MAX_RANGE[1]:g}, as "
+                "networks compute in single precision; multiply kspace and target by a factor"
             )
         said = attribute(self.volume, "max")
         stated = number(said)

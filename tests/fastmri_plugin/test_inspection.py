@@ -138,7 +138,7 @@ def test_kspace_of_other_programs_is_single_precision(make, stored, model):
         (put("reconstruction_esc", TARGET.astype(complex)), "reconstruction_esc is complex128"),
         (put("reconstruction_esc", TARGET[:2]), "reconstruction_esc has shape .2, 8, 8."),
         (put("reconstruction_esc", 0 * TARGET), "the target's maximum is 0"),
-        (put("reconstruction_esc", TARGET * 1e-12), "maximum is 3.29e-12; allowed: 1e-08 to 1e.08"),
+        (put("reconstruction_esc", TARGET * 1e-20), "maximum is 3.29e-20; allowed: 1e-15 to 1e.15"),
         (put("reconstruction_esc", TARGET * [[[1]], [[np.nan]], [[1]]]), "slice 1 of the target holds NaN"),
         (group("mask"), "'mask' is a group"),
         (put("mask", np.ones(COLUMNS - 1)), r"mask has shape .11,., expected .12,."),

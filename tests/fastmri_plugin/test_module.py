@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -11,9 +14,10 @@ from fastmri_plugin.data import SliceDataset, volume_loader
 from fastmri_plugin.lightning2 import on_lightning2
 from fastmri_plugin.listing import list_volumes
 from fastmri_plugin.masks import MaskSpec
-from fastmri_plugin.module import build_module, build_network, kspace_l1
+from fastmri_plugin.module import _ImageModule, build_module, build_network, kspace_l1
 from fastmri_plugin.task import TASK
 from fastmri_plugin.transforms import build_transform
+from img2img_recon.metrics import volume_ssim
 from img2img_recon.networks.zoo import complete_config
 
 GIVEN = {
@@ -113,3 +117,26 @@ def test_the_kspace_term_is_added_with_its_weight(tiny_data, monkeypatch):
 def test_only_fastmris_modules_are_adapted():
     with pytest.raises(TypeError, match=r"no fastmri.pl_modules.MriModule"):
         on_lightning2(pl.LightningModule)
+
+
+@pytest.mark.parametrize("unit", [1e-13, 1.0, 1e9])
+def test_validation_is_the_same_in_any_unit(unit):
+    """FastMRI's SSIM is computed in single precision, where the fourth power of small numbers is 0."""
+    from fastmri.evaluate import ssim
+
+    draw = np.random.default_rng(0)
+    target = draw.random((1, 16, 16), dtype=np.float32) * np.float32(unit)
+    batch = SimpleNamespace(
+        image=torch.from_numpy(target + np.float32(unit / 10)),
+        target=torch.from_numpy(target),
+        max_value=torch.tensor([target.max()], dtype=torch.float64),
+        fname=["a.h5"],
+        slice_num=torch.tensor([0]),
+    )
+    module = build_module("img2img_mixer", OPTIONS["img2img_mixer"], 1e-3, "epoch")
+    module.network = torch.nn.Identity()
+    said = _ImageModule.validation_step(module, batch, 0)
+    value = ssim(said["target"].numpy(), said["output"].numpy(), maxval=float(said["max_value"][0]))
+    wanted = volume_ssim(target, batch.image.numpy(), data_range=float(target.max()))
+    assert np.asarray(value).item() == pytest.approx(wanted, abs=1e-4)
+    assert float(said["val_loss"]) == pytest.approx(1 - wanted, abs=1e-4)
