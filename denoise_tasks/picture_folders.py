@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from denoise_tasks.picture_metadata import HEIC
 from denoise_tasks.pictures import ENDINGS, check_ending
 from img2img_recon.support.errors import InputError
 
@@ -98,12 +99,18 @@ class Plan(NamedTuple):
             count = f"{self.finished} of {self.finished + len(self.jobs)}"
             lines.append(f"{count} results are in {out} already; --overwrite makes them anew")
         if self.left_out:
-            most = self.left_out.most_common(NAMED_ENDINGS)
-            words = [f"{count} {ending}" for ending, count in most]
-            if others := self.left_out.total() - sum(count for _, count in most):
-                words.append(f"{others} others")
-            lines.append(f"left out: {', '.join(words)}; read are {', '.join(ENDINGS)}")
+            lines.append(f"left out: {_in_words(self.left_out)}")
         return lines
+
+
+def _in_words(left_out: Counter[str]) -> str:
+    """What was left out, what is read, and what it would take to read more."""
+    most = left_out.most_common(NAMED_ENDINGS)
+    words = [f"{count} {ending}" for ending, count in most]
+    if others := left_out.total() - sum(count for _, count in most):
+        words.append(f"{others} others")
+    hint = f"; {HEIC}" if {".heic", ".heif"} & {ending.lower() for ending in left_out} else ""
+    return f"{', '.join(words)}; read are {', '.join(ENDINGS)}{hint}"
 
 
 def plan(inputs: Sequence[Path], out: Path, overwrite: bool) -> Plan:
@@ -137,10 +144,8 @@ def plan(inputs: Sequence[Path], out: Path, overwrite: bool) -> Plan:
         else:
             raise InputError(f"{given}: no such file or folder")
     if not pairs:
-        raise InputError(
-            f"{inputs[0]}: no picture in this folder, apart from --out "
-            f"(looked for {', '.join(ENDINGS)})"
-        )
+        there = _in_words(left_out) if left_out else "nothing"
+        raise InputError(f"{inputs[0]}: no picture in this folder, apart from --out: {there}")
     _check_targets(pairs)
     jobs = [pair for pair in pairs if overwrite or not pair[1].exists()]
     if not jobs and len(pairs) == 1 and not inputs[0].is_dir():
@@ -151,17 +156,20 @@ def plan(inputs: Sequence[Path], out: Path, overwrite: bool) -> Plan:
 def _check_targets(pairs: Sequence[tuple[Path, Path]]) -> None:
     sources = {source.resolve() for source, _ in pairs}
     taken: dict[Path, Path] = {}
+    given = set[Path]()
     for source, target in pairs:
         # Where upper and lower case are one, so are two such names.
         key = Path(str(target.resolve()).lower())
+        twice = source in given or (key in taken and source.samefile(taken[key]))
+        if twice:
+            raise InputError(f"{source}: given twice, by itself or with its folder")
         if key in taken:
             raise InputError(
                 f"--out: {taken[key]} and {source} would both become {target}; "
                 "denoise them into different folders"
             )
-        if source in taken.values():
-            raise InputError(f"{source}: given twice, by itself and with its folder")
         taken[key] = source
+        given.add(source)
         if target.resolve() in sources:
             raise InputError(
                 f"--out: {target} is an input; give a folder that holds none of the inputs"

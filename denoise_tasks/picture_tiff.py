@@ -52,6 +52,7 @@ def open_tiff(path: Path) -> list[PictureFile]:
     """Read the tags of all pages, thumbnails aside; see `picture_formats.open_file`."""
     with TiffFile(path) as tiff:
         listed: list[Any] = list(tiff.pages)
+        _check_last(tiff, listed)
         pages = [page for page in listed if not page.subfiletype & 1]  # a reduced one: a thumbnail
         if not pages:
             raise ValueError("no page but thumbnails")
@@ -64,6 +65,17 @@ def open_tiff(path: Path) -> list[PictureFile]:
             for number, page in enumerate(pages, start=1)
             for plane in range(count)
         ]
+
+
+def _check_last(tiff: TiffFile, pages: list[Any]) -> None:
+    """Raise for a file that was cut off between pages: tifffile takes what it finds for all of them."""
+    file, form = tiff.filehandle, tiff.tiff
+    file.seek(pages[-1].offset)
+    (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+    file.seek(tags * form.tagsize, io.SEEK_CUR)
+    (following,) = struct.unpack(form.offsetformat, file.read(form.offsetsize))
+    if following and following not in {page.offset for page in pages}:
+        raise ValueError(f"the page that follows on page {len(pages)} cannot be read")
 
 
 def _page(path: Path, tiff: TiffFile, page: Any, plane: int, where: str) -> PictureFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from img2img_recon.networks.window_mixer import WindowMixer
 from img2img_recon.support.errors import InputError
@@ -28,6 +30,9 @@ ChannelAxis = int | Literal["auto"] | None
 LARGEST_SIGMA = 100 / 255
 # Floats beyond are no image in [0, 1], however strong its noise.
 LARGEST_VALUE = 4.0
+# Noise lies beyond [0, 1], means hardly: those of squares of these sides may by as much as noise of the level that was
+# found, or of 25 grey levels, explains (in standard deviations), and this much more. Networks make garbage of others.
+MEAN_SIDES, MEAN_DEVIATIONS, MEAN_MARGIN, MEAN_SIGMA = (4, 8, 16), 5, 0.1, 25 / 255
 # Sides of tiles by default: of networks that map tiles as they map the whole (about 0.4 GB each for 0.4 M parameters),
 # and of others, whose tiles are blended. A GPU idles with few of those, a CPU gains nothing from more.
 TILE, BLENDED_TILE, BLENDED_AT_ONCE = 1536, 512, {"cpu": 512, "cuda": 1448}
@@ -53,7 +58,7 @@ def denoise(
         image: an array (H, W) or, with a channel axis, (H, W, 3); with more axes before these a stack, (Z, H, W)
             or (Z, H, W, 3), whose slices are denoised one after the other as if each were alone. Or a tensor
             (B, 1 or 3, H, W). Integers of 8 and 16 bits (unsigned) span black to white; floats are taken as
-            they are, with white at 1, and noise may lie beyond [0, 1].
+            they are, with white at 1, and noise may lie beyond [0, 1], the picture itself not.
         sigma: standard deviation of the noise in units of white, as 25 / 255 for 25 grey levels of 8 bits, whatever
             the type of the image: one number, or one per slice or image of a tensor. None estimates it.
         channel_axis: which axis of an array holds channels; None if there is none. Three are a colour, others
@@ -81,18 +86,19 @@ def denoise(
             raise InputError(
                 f"channel_axis: given {channel_axis}; tensors are (B, C, H, W), allowed: 1"
             )
-        return _denoised(image, noise_levels(sigma, len(image)), model, strength, tile, device)
+        return _denoised(image, _checked(image, sigma), model, strength, tile, device)
     if not isinstance(image, np.ndarray):
         raise InputError(f"image: given {type(image).__name__}, allowed: an array or a tensor")
     clean = np.empty(image.shape, image.dtype)
     source, target = _slices(image, channel_axis), _slices(clean, channel_axis)
     places = list(np.ndindex(source.shape[:-3]))
-    levels = noise_levels(sigma, len(places))
-    for place in places:
-        _as_unit(_planes(source[place]))
+    given = noise_levels(sigma, len(places))
+    levels = [
+        _checked(_planes(source[place]), None if given is None else given[i : i + 1])
+        for i, place in enumerate(places)
+    ]
     track = bar if progress else silent
-    for i, place in enumerate(track(places, "denoising", len(places))):
-        level = levels if levels is None else levels[i : i + 1]
+    for level, place in zip(levels, track(places, "denoising", len(places)), strict=True):
         done = _denoised(_planes(source[place]), level, model, strength, tile, device or "auto")
         target[place] = done[0].permute(1, 2, 0).numpy()
     return clean
@@ -100,7 +106,7 @@ def denoise(
 
 def _denoised(
     image: Tensor,
-    levels: Tensor | None,
+    levels: Tensor,
     model: nn.Module | str | Path | None,
     strength: float,
     tile: int | None,
@@ -113,8 +119,6 @@ def _denoised(
         model = default_name(is_grey(batch))
     network = model if isinstance(model, nn.Module) else _loaded(model)
     bound_tiles(network.to(target), tile, target)
-    if levels is None:
-        levels = estimated_levels(batch)
     with torch.no_grad():
         clean = clean_images(network, batch.to(target), levels.to(target)).to(batch.device)
     clean = torch.lerp(batch, clean, strength)
@@ -217,7 +221,7 @@ def checked_sigma(sigma: float) -> float:
             f"sigma: given {sigma:g}, allowed: 0 to {LARGEST_SIGMA:.3f} in units of white; "
             f"were {sigma:g} of 255 grey levels meant? That is {sigma:g} / 255"
         )
-    if not 0 <= sigma <= LARGEST_SIGMA:
+    if not 0 <= sigma <= LARGEST_SIGMA * (1 + 1e-6):  # single precision rounds it up
         raise InputError(
             f"sigma: given {sigma:g}, allowed: 0 to {LARGEST_SIGMA:.3f} in units of white"
         )
@@ -238,6 +242,28 @@ def noise_levels(sigma: Sigma, count: int) -> Tensor | None:
     for level in given.tolist():
         checked_sigma(level)
     return given.expand(count)
+
+
+def _checked(image: Tensor, sigma: Sigma) -> Tensor:
+    """The noise level of every image of a tensor that can be denoised, (B,)."""
+    batch, _ = _as_unit(image)
+    levels = noise_levels(sigma, len(batch))
+    if levels is None:
+        levels = estimated_levels(batch)
+    if not image.is_floating_point():
+        return levels
+    for side in MEAN_SIDES:
+        shape = [min(side, extent) for extent in batch.shape[2:]]
+        means = avg_pool2d(batch.detach(), shape, side // 2).flatten(1).cpu()
+        noise = MEAN_DEVIATIONS * levels.cpu().clamp(min=MEAN_SIGMA) / math.prod(shape) ** 0.5
+        beyond = torch.maximum(-means.amin(1), means.amax(1) - 1) > MEAN_MARGIN + noise
+        if beyond.any():
+            least, most = (float(value) for value in means[beyond].aminmax())
+            raise InputError(
+                f"image: means of {side} x {side} pixels from {least:.3g} to {most:.3g}; black must be 0 and "
+                "white 1: subtract the one, divide by the other, or clip what is brighter than white"
+            )
+    return levels
 
 
 def estimated_levels(batch: Tensor) -> Tensor:

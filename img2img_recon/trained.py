@@ -92,14 +92,14 @@ def load_weights(module: nn.Module, checkpoint: Mapping[str, Any], source: Path)
 
 
 def find_checkpoint(source: Path) -> Path:
-    """The file that a folder or a file stands for: of a run its best checkpoint, else its last, else the hub's weights.
+    """The file that is meant: of a run, or its folder of checkpoints, the best, else the last; else the hub's weights.
 
     Raises:
         InputError: nothing there.
     """
     if not source.is_dir():
         return source
-    run = RunFolder(source)
+    run = RunFolder(source.parent if source.name == RunFolder(source).checkpoints.name else source)
     for path in (run.best_checkpoint, run.last_checkpoint, source / HUB_WEIGHTS):
         if path.is_file():
             return path

@@ -45,6 +45,8 @@ def writable_folder(folder: Path, flag: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+    except FileExistsError:
+        raise InputError(f"{flag}: {folder} cannot be written to (it is no folder)") from None
     except OSError as error:
         raise InputError(f"{flag}: {folder} cannot be written to ({error.strerror})") from None
     return folder

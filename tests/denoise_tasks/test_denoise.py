@@ -274,7 +274,7 @@ def test_bad_input(tmp_path: Path, fake: Callable[..., list[str]]) -> None:
         ([broken / "b.png", "--out", out], r"broken/b\.png: truncated or broken"),
         ([folder, folder / "sub/b.png", "--out", out], r"b\.png: given twice"),
         ([folder, folder / "sub", "--out", out], "would both become"),
-        ([good, good, "--out", out], "would both become"),
+        ([good, good, "--out", out], "given twice"),
         ([good, "--out", tmp_path], r"--out: .*good\.png is an input"),
         ([folder, "--out", folder, "--overwrite"], "is an input"),
         ([good, "--out", tmp_path / "file"], "--out: .*cannot be written"),

@@ -469,6 +469,15 @@ def test_a_method_made_of_a_run_is_the_runs_network(tiny_run, colour):
     np.testing.assert_allclose(method.denoise(colour, None), expected, atol=1e-6)
 
 
+def test_a_run_is_found_by_its_folder_of_checkpoints(tiny_run):
+    whole, inner = (load_run(path).network for path in (tiny_run, tiny_run / "checkpoints"))
+    for key, weights in whole.state_dict().items():
+        assert torch.equal(inner.state_dict()[key], weights)
+    (tiny_run / "checkpoints/best.ckpt").unlink()
+    with pytest.raises(InputError, match="checkpoints: no checkpoint in this folder"):
+        load_run(tiny_run / "checkpoints")
+
+
 def test_names_and_paths_that_are_no_method(tmp_path):
     assert [type(make_method(name)) for name in METHODS] == list(METHODS.values())
     with pytest.raises(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
+from denoise_tasks import picture_folders
 from denoise_tasks.picture_folders import list_pictures, plan, scan
 from img2img_recon.support.errors import InputError
 
@@ -61,9 +63,30 @@ def test_plan_says_what_is_finished_and_left_out(tmp_path: Path) -> None:
     assert "3 others" in left_out
     again = plan([source], out, overwrite=True)
     assert (len(again.jobs), again.finished) == (3, 0)
+    with pytest.raises(InputError, match=r"0\.png: given twice"):
+        plan([source / "0.png", source / "../in/0.png"], out, overwrite=True)
     (out / "2.png").mkdir()
     with pytest.raises(InputError, match=r"2\.png is a folder"):
         plan([source], out, overwrite=True)
+
+
+def test_a_folder_from_a_phone_says_what_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(picture_folders, "ENDINGS", (".png",))  # without pillow-heif
+    source, out = filled(tmp_path / "in", "IMG_1.HEIC", "IMG_2.HEIC"), tmp_path / "out"
+    words = r"2 \.HEIC; read are \.png; for HEIC pip install pillow-heif$"
+    with pytest.raises(InputError, match=f"in: no picture .*: {words}"):
+        plan([source], out, overwrite=False)
+    (line,) = plan([filled(source, "a.png")], out, overwrite=False).remarks(out)
+    assert re.match(f"left out: {words}", line)
+    (tmp_path / "link").symlink_to(source)
+    assert plan([tmp_path / "link"], source / "out", overwrite=False).jobs == [
+        (tmp_path / "link/a.png", source / "out/a.png")
+    ]
+    filled(source / "out", "a.png")
+    again = plan([tmp_path / "link"], tmp_path / "link/out", overwrite=False)
+    assert (again.jobs, again.finished) == ([], 1)
 
 
 def test_names_of_any_bytes(tmp_path: Path) -> None:

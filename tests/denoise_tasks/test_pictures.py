@@ -20,6 +20,7 @@ from denoise_tasks.pictures import (
     MAX_PIXELS,
     Metadata,
     Picture,
+    PicturePages,
     check_picture,
     open_picture,
     read_picture,
@@ -660,6 +661,23 @@ def test_tiff_of_several_pages_and_of_thumbnails(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "c.tif", np.stack([smooth(), smooth()]), photometric="rgb")
     with pytest.raises(InputError, match=r"c\.tif: 2 pages or frames in one file, allowed: 1"):
         read_picture(tmp_path / "c.tif")
+
+
+def test_scan_of_pages_unlike_each_other_and_one_cut_off(tmp_path: Path) -> None:
+    grey, path = Image.fromarray(smooth(1)[..., 0]), tmp_path / "scan.tif"
+    pages = [grey, grey.convert("1"), Image.fromarray(smooth(height=H + 5))]
+    pages[0].save(path, save_all=True, append_images=pages[1:], compression="tiff_lzw")
+    for page, read in zip(pages, PicturePages(path), strict=True):
+        own = page.convert("L") if page.mode == "1" else page
+        assert np.array_equal(read.samples.squeeze(), np.asarray(own))
+    with tifffile.TiffFile(path) as tiff:
+        starts = [page.offset for page in tiff.pages]
+    whole = path.read_bytes()
+    for start in starts[1:]:
+        for end in (start, start + 1, start + 60):
+            path.write_bytes(whole[:end])
+            with pytest.raises(InputError, match=r"scan\.tif: truncated or broken"):
+                PicturePages(path)
 
 
 def test_tiff_whose_tags_cannot_be_read_is_broken(tmp_path: Path) -> None:

@@ -150,6 +150,23 @@ def test_a_network_of_its_own_name_for_grey(monkeypatch: pytest.MonkeyPatch) -> 
         default_name(True)
 
 
+@pytest.mark.parametrize("level", [5 / 255, SIGMA, 100 / 255])
+def test_noise_may_lie_beyond_white_and_the_picture_not(level: float) -> None:
+    noise = np.random.default_rng(1).normal(0, level, (400, 250)).astype(np.float32)
+    for sigma in (level, min(level, SIGMA / 25)) if level <= SIGMA else (level,):
+        for clean in (0, 1):
+            denoise(noise + clean, sigma, model=Halves())
+    hot = CLEAN.copy()
+    hot[40, 50] = 3.5
+    denoise(hot, 0.02, model=Halves())
+    hot[41:44, 51:54] = 3.5  # of such a light the network makes -40
+    for image in (hot, CLEAN * 2, CLEAN - 0.5, np.stack([CLEAN, hot]), np.full((1, 2), 1.9)):
+        with pytest.raises(InputError, match=r"means of \d+ x \d+ pixels .* white 1"):
+            denoise(image, 0.02, model=Halves())
+    with pytest.raises(InputError, match="white 1"):
+        denoise(torch.full((1, 3, 32, 32), 1.9), model=Halves())
+
+
 def test_a_full_memory_names_the_tile() -> None:
     class Full(nn.Module):
         in_chans = 3
