@@ -29,7 +29,7 @@ from img2img_recon.support.cli import flag, parse_config, run_script
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.types import PositiveFloat, PositiveInt
 
-NOISE, RATE = 0.005, 2e-3
+NOISE = 0.005
 TINY = 1e-8  # under the root, whose gradient is infinite at 0
 Physics = MRI | MultiCoilMRI
 Method = Callable[[Tensor, Physics], Tensor]
@@ -107,30 +107,30 @@ def varnet(config: Slices) -> None:
     """deepinv's VarNet of four cascades, trained for the same time with two backbones."""
     torch.manual_seed(0)
     backbones = {
-        "DnCNN of deepinv": DnCNN(in_channels=2, out_channels=2, pretrained=None, depth=7),
-        "window mixer": MixerBackbone(False, window_size=8, embed_dims=(24, 48), depths=(1, 2, 1)),
+        "DnCNN": (DnCNN(2, 2, depth=7, nf=24, pretrained=None), 5e-4),
+        "window mixer": (MixerBackbone(False, embed_dims=(24, 48), depths=(1, 2, 1)), 2e-3),
     }
     methods: dict[str, Method] = {"zero-filled": lambda y, physics: physics.A_adjoint(y)}
     if config.train is None:
         raise InputError("--train: needed to train on")
     training = read_slices(config.train, 64)
-    for name, backbone in backbones.items():
+    for name, (backbone, rate) in backbones.items():
         model = VarNet(backbone, num_cascades=4)
-        steps = train(model, training, config.seconds)
+        steps = train(model, training, config.seconds, rate)
         size = sum(weight.numel() for weight in model.parameters())
         methods[f"{name}, {size:,} parameters, {steps} steps"] = model.eval()
     slices = read_slices(config.slices, config.count)
     table(methods, MRI(img_size=(256, 256), noise_model=noise()), slices, random_masks(0))
 
 
-def train(model: nn.Module, slices: Sequence[Tensor], seconds: float) -> int:
+def train(model: nn.Module, slices: Sequence[Tensor], seconds: float, rate: float) -> int:
     """Adam, one slice and mask at a time, 1 - SSIM of the magnitude; the rate falls linearly with the time used."""
     masks, order = random_masks(1), torch.Generator().manual_seed(1)
     physics = MRI(img_size=(256, 256), noise_model=noise())
-    optimizer = torch.optim.Adam(model.parameters(), RATE)
+    optimizer = torch.optim.Adam(model.parameters(), rate)
     steps, began = 0, time.process_time()
     while (used := (time.process_time() - began) / seconds) < 1:
-        optimizer.param_groups[0]["lr"] = RATE * (1 - used)
+        optimizer.param_groups[0]["lr"] = rate * (1 - used)
         x = slices[int(torch.randint(len(slices), (), generator=order))]
         physics.update(mask=masks.step()["mask"])
         output = magnitude(model(physics(x), physics) + TINY)
