@@ -324,6 +324,8 @@ def _planes(image: NDArray) -> Tensor:
     """An array (H, W, C) as (1, C, H, W)."""
     native = np.ascontiguousarray(image, image.dtype.newbyteorder("="))
     try:
-        return torch.from_numpy(native).permute(2, 0, 1)[None]
+        # An array of a picture may be read-only, of which torch would warn.
+        writable = native if native.flags.writeable else native.copy()
+        return torch.from_numpy(writable).permute(2, 0, 1)[None]
     except TypeError:
         raise InputError(f"image: holds {image.dtype}, allowed: uint8, uint16 or floats") from None
