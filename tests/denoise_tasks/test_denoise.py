@@ -273,7 +273,7 @@ def test_bad_input(tmp_path: Path, fake: Callable[..., list[str]]) -> None:
         ([tmp_path / "alpha.bmp", "--out", out], r"alpha\.bmp: an empty file, not a picture"),
         ([broken / "b.png", "--out", out], r"broken/b\.png: truncated or broken"),
         ([folder, folder / "sub/b.png", "--out", out], r"b\.png: given twice"),
-        ([folder, folder / "sub", "--out", out], "would both become"),
+        ([folder, folder / "sub", "--out", out], r"sub/a\.png: given twice"),
         ([good, good, "--out", out], "given twice"),
         ([good, "--out", tmp_path], r"--out: .*good\.png is an input"),
         ([folder, "--out", folder, "--overwrite"], "is an input"),

@@ -65,6 +65,9 @@ def test_plan_says_what_is_finished_and_left_out(tmp_path: Path) -> None:
     assert (len(again.jobs), again.finished) == (3, 0)
     with pytest.raises(InputError, match=r"0\.png: given twice"):
         plan([source / "0.png", source / "../in/0.png"], out, overwrite=True)
+    other = filled(tmp_path / "other", "0.PNG")
+    with pytest.raises(InputError, match=r"0\.png and .*0\.PNG would both become"):
+        plan([source, other], out, overwrite=True)
     (out / "2.png").mkdir()
     with pytest.raises(InputError, match=r"2\.png is a folder"):
         plan([source], out, overwrite=True)
