@@ -9,7 +9,6 @@ fastMRI's does, and once the same cut k-space, which its own data path does not 
 
 from __future__ import annotations
 
-import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -85,11 +84,18 @@ def reconstruction(name: str, config: UnrolledBenchmark) -> Callable[[], Tensor]
 
 
 def memory_mb(name: str, *sizes: int) -> float:
-    """How far the resident set of this process rises with a slice, MB."""
+    """How far the resident set of this process rises with a slice, MB (Linux)."""
     run = reconstruction(name, UnrolledBenchmark(*sizes))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    before = resident_mb("VmRSS")
     run()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return resident_mb("VmHWM") - before
+
+
+def resident_mb(field: str) -> float:
+    """A field of this process's status, MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -123,7 +129,7 @@ def main(words: Sequence[str] | None = None) -> None:
             f"{report[name]['memory_mb']:.0f}",
             f"{middle:.2f} [{low:.2f}, {high:.2f}]",
         )
-    Console().print(table)
+    Console(width=110).print(table)
     if config.json:
         write_json(config.json, report)
 
