@@ -194,7 +194,7 @@ def test_values_of_several_words(script, before, flags_and_main):
 def console_commands() -> list[str]:
     """What `pip install` makes commands of, as module:function."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    return re.findall(r'^img2img-[a-z-]+ = "([a-z_.]+:main)"$', text, re.MULTILINE)
+    return re.findall(r'^img2img-[a-z-]+ = "([a-z0-9_.]+:main)"$', text, re.MULTILINE)
 
 
 def test_every_script_is_a_console_command():

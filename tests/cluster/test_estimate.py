@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from skimage import data
@@ -67,7 +68,8 @@ def built(config: Any, task: str, run: Path) -> int:
     """Parameters of what training would build."""
     own = task_of(task)
     prepared = own.prepare(replace(config, run=run), report_nothing)
-    return count_parameters(own.build(prepared).module)
+    with torch.device("meta"):  # drawing the weights of large networks takes most of the time
+        return count_parameters(own.build(prepared).module)
 
 
 def models_of(task: str) -> list[str]:
