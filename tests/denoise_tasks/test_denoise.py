@@ -445,7 +445,11 @@ def test_a_folder_that_is_broken_off_is_finished_by_the_same_command(
         write_picture(source / f"{place:03}.png", picture(300, 300))
     words = [str(source), "--out", str(out), "--run", str(tiny_run), "--accelerator", "cpu"]
     command = [sys.executable, str(PROJECT / "denoise_tasks/denoise.py"), *words]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    # A shell ignores Ctrl-C for what it runs in the background, and so would all that is started there.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
+    with process:
         while process.poll() is None and not (out / "001.png").exists():
             time.sleep(0.01)
         process.send_signal(number)

@@ -5,7 +5,6 @@ IMG2IMG_EXTERNAL=1 python -m pytest tests/external/test_apps.py
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -23,9 +22,8 @@ from PIL import Image
 from skimage import data as photographs
 
 from tests.denoise_tasks.conftest import psnr
+from tests.external.environments import CACHE, PROJECT, only_if_asked
 
-PROJECT = Path(__file__).resolve().parents[2]
-CACHE = Path(os.environ.get("IMG2IMG_EXTERNAL_CACHE", Path.home() / ".cache/img2img_external"))
 PINNED = ("gradio==6.31.0", "selenium==4.51.0")
 SWITCHES = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -33,9 +31,7 @@ SWITCHES = (
 )
 WAIT_S = 240  # on a machine that does other work
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("IMG2IMG_EXTERNAL") != "1", reason="needs IMG2IMG_EXTERNAL=1"
-)
+pytestmark = only_if_asked
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,6 @@ IMG2IMG_EXTERNAL=1 python -m pytest tests/external/test_deepinv.py
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
-import sysconfig
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,17 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from img2img_recon.support.errors import InputError
+from tests.external.environments import TORCHVISION, environment, only_if_asked, run_tests
 
-PROJECT = Path(__file__).resolve().parents[2]
-CACHE = Path(os.environ.get("IMG2IMG_EXTERNAL_CACHE", Path.home() / ".cache/img2img_external"))
-# A pair of torch and torchvision, then deepinv and what it imports beyond what is here.
-PINNED = ("torch==2.14.1", "torchvision==0.29.1")
+# Beside a pair of torch and torchvision.
 BARE = ("deepinv==0.5.0", "einops==0.8.2", "natsort==8.4.0")
 HERE = importlib.util.find_spec("deepinv") is not None
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("IMG2IMG_EXTERNAL") != "1", reason="needs IMG2IMG_EXTERNAL=1"
-)
+pytestmark = only_if_asked
 inside = pytest.mark.skipif(not HERE, reason="runs in the environment that the first test makes")
 
 if HERE:
@@ -42,33 +33,10 @@ if HERE:
     from tests.benchmarks.deepinv_plug_and_play import first_guess, operators, total_variation
 
 
-def environment() -> Path:
-    """The interpreter of an environment with deepinv, its torch before the one that runs this."""
-    folder = CACHE / BARE[0]
-    python = folder / "bin/python"
-    if not (folder / "whole").is_file():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        (packages,) = folder.glob("lib/*/site-packages")
-        (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        for words in (PINNED, ("--no-deps", *BARE)):
-            subprocess.run([python, "-m", "pip", "install", "--quiet", *words], check=True)
-        (folder / "whole").touch()
-    return python
-
-
 @pytest.mark.skipif(HERE, reason="already in it")
 @pytest.mark.timeout(3600)
 def test_in_an_environment_with_deepinv():
-    done = subprocess.run(
-        [environment(), "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", __file__],
-        cwd=PROJECT,
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
+    run_tests(environment(BARE[0], TORCHVISION, ("--no-deps", *BARE)), __file__)
 
 
 def picture(side: int = 96) -> Tensor:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,14 +17,12 @@ import torch
 
 from img2img_recon import AnySize, InputError, Residual, build_model, from_pretrained, load
 from img2img_recon.trained import shipped
+from tests.external.environments import CACHE, only_if_asked
 
-CACHE = Path(os.environ.get("IMG2IMG_EXTERNAL_CACHE", Path.home() / ".cache/img2img_external"))
 PINNED = "huggingface_hub==1.33.0"
 IMAGE = torch.rand(1, 3, 33, 21, generator=torch.Generator().manual_seed(0))
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("IMG2IMG_EXTERNAL") != "1", reason="needs IMG2IMG_EXTERNAL=1"
-)
+pytestmark = only_if_asked
 
 
 @pytest.fixture(scope="module")

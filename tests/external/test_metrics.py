@@ -6,11 +6,6 @@ IMG2IMG_EXTERNAL=1 python -m pytest tests/external/test_metrics.py
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
-import sysconfig
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,17 +14,13 @@ from skimage.data import astronaut
 
 from img2img_recon.perceptual_metrics import make_scores
 from img2img_recon.support.errors import InputError
+from tests.external.environments import TORCHVISION, environment, only_if_asked, run_tests
 
-PROJECT = Path(__file__).resolve().parents[2]
-CACHE = Path(os.environ.get("IMG2IMG_EXTERNAL_CACHE", Path.home() / ".cache/img2img_external"))
-# A pair of torch and torchvision, then what is tried with it.
-PINNED = ("torch==2.14.1", "torchvision==0.29.1")
+# Beside a pair of torch and torchvision.
 BARE = ("piq==0.8.0",)
 HERE = importlib.util.find_spec("piq") is not None
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("IMG2IMG_EXTERNAL") != "1", reason="needs IMG2IMG_EXTERNAL=1"
-)
+pytestmark = only_if_asked
 inside = pytest.mark.skipif(not HERE, reason="runs in the environment that the first test makes")
 
 CLEAN = astronaut()[60:188, 160:288].astype(np.float32) / 255
@@ -51,24 +42,7 @@ def at_levels(name: str) -> list[float]:
 
 @pytest.mark.skipif(HERE, reason="already in it")
 def test_in_an_environment_with_them():
-    folder = CACHE / BARE[0]
-    python = folder / "bin/python"
-    if not (folder / "whole").is_file():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        (packages,) = folder.glob("lib/*/site-packages")
-        (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        for words in (PINNED, ("--no-deps", *BARE)):
-            subprocess.run([python, "-m", "pip", "install", "--quiet", *words], check=True)
-        (folder / "whole").touch()
-    done = subprocess.run(
-        [python, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", Path(__file__)],
-        cwd=PROJECT,
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_tests(environment(BARE[0], TORCHVISION, ("--no-deps", *BARE)), __file__)
 
 
 @inside

@@ -8,35 +8,22 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
 
 from img2img_recon.training.run_folder import RunFolder
+from tests.external.environments import PROJECT, environment, only_if_asked
 
-PROJECT = Path(__file__).resolve().parents[2]
-CACHE = Path(os.environ.get("IMG2IMG_EXTERNAL_CACHE", Path.home() / ".cache/img2img_external"))
 PACKAGES = ("wandb==0.31.0", "mlflow-skinny==3.17.2")
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("IMG2IMG_EXTERNAL") != "1", reason="needs IMG2IMG_EXTERNAL=1"
-)
+pytestmark = only_if_asked
 
 
 @pytest.fixture(scope="module")
 def python() -> Path:
     """The interpreter of an environment with the packages, which sees this one's."""
-    folder = CACHE / "trackers"
-    if not (folder / "whole").is_file():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        (packages,) = folder.glob("lib/*/site-packages")
-        (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        python = folder / "bin/python"
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
-        (folder / "whole").touch()
-    return folder / "bin/python"
+    return environment("trackers", PACKAGES)
 
 
 # The runs of one mlflow store, read by mlflow, and the messages in wandb's files (LevelDB's log format).
