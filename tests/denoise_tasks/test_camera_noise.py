@@ -8,6 +8,8 @@ from skimage import data as photographs
 from skimage import img_as_float32
 
 from denoise_tasks.camera_noise import Camera, camera_noise, random_camera
+from img2img_recon import denoise
+from img2img_recon.metrics import image_psnr
 
 CLEAN = img_as_float32(photographs.chelsea())[:256, :256]
 PLAIN = Camera(
@@ -87,3 +89,18 @@ def test_random_cameras_give_pictures_of_eight_bits() -> None:
         assert picture.dtype == np.float32
         np.testing.assert_allclose(255 * picture, np.round(255 * picture), atol=1e-3)
         np.testing.assert_allclose(camera.matrix.sum(axis=1), 1)
+
+
+@pytest.mark.parametrize(("sigma", "gain"), [(4, 0.5), (8, 1), (16, 2)])
+def test_the_package_s_network_takes_it_out_whatever_its_level(sigma: float, gain: float) -> None:
+    """Of a camera and a picture that no training saw."""
+    clean = 0.2 + 0.6 * CLEAN[40:168, 80:208]  # what is clipped at black moves the mean
+    camera = PLAIN._replace(sigma=sigma / 255, smoothing=(0.5, 1.5), jpeg_quality=90)
+    noisy = camera_noise(clean, camera, np.random.default_rng(0))
+    found = denoise(noisy, model="denoise-camera", device="cpu")
+    before, after = (image_psnr(clean, image, data_range=1) for image in (noisy, found))
+    assert after > before + gain
+    assert np.abs((found - noisy).mean(axis=(0, 1))).max() < 1 / 255
+    np.testing.assert_array_equal(
+        found, denoise(noisy, 0.2, model="denoise-camera", device="cpu")
+    )  # a level means nothing to it

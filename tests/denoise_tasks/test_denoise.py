@@ -19,7 +19,7 @@ from skimage import data as photographs
 from torch import Tensor
 
 import img2img_recon
-from denoise_tasks import denoise, methods, pictures
+from denoise_tasks import checked_pictures, denoise, methods, pictures
 from denoise_tasks import sidd_benchmark as sidd
 from denoise_tasks.methods import METHODS, TotalVariation, TrainedDenoiser
 from denoise_tasks.pictures import Metadata, Picture, read_picture, write_picture
@@ -175,14 +175,14 @@ def test_picture_too_small_for_an_estimate_is_denoised(
     assert (tmp_path / "out/a.png").exists()
 
 
-@pytest.mark.parametrize("kept", [denoise.KEPT_PIXELS, 1500])
+@pytest.mark.parametrize("kept", [checked_pictures.KEPT_PIXELS, 1500])
 def test_pictures_are_decoded_once_as_far_as_memory_allows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int, fake: Callable[..., list[str]]
 ) -> None:
     fake(lambda x: x / 2)
     decoded: list[str] = []
     read, decode = pictures.read_picture, pictures._read
-    monkeypatch.setattr(denoise, "KEPT_PIXELS", kept)
+    monkeypatch.setattr(checked_pictures, "KEPT_PIXELS", kept)
     monkeypatch.setattr(
         pictures, "_read", lambda path, file: decoded.append(path.name) or decode(path, file)
     )

@@ -32,6 +32,15 @@ def test_weights_of_a_script_and_of_a_run(tmp_path: Path, tiny_run: Path) -> Non
         assert torch.equal(load(tmp_path / "w/mine.safetensors")(image), load(tiny_run)(image))
 
 
+def test_a_network_of_no_level_names_none(tmp_path: Path) -> None:
+    options = {**OPTIONS, "noise_level_plane": False}
+    torch.save(build_model("window_mixer", **options).state_dict(), tmp_path / "blind.pt")
+    (tmp_path / "options.json").write_text(json.dumps(options))
+    words = [str(tmp_path / "blind.pt"), "--options", str(tmp_path / "options.json")]
+    main([*words, "--name", "denoise-camera", "--out", str(tmp_path)])
+    assert "sigma" not in load(tmp_path / "denoise-camera.safetensors").description
+
+
 def test_what_cannot_be_released(tmp_path: Path) -> None:
     (tmp_path / "options.json").write_text(json.dumps(OPTIONS))
     torch.save({"step": 3}, tmp_path / "none.pt")

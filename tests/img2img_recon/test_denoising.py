@@ -44,6 +44,14 @@ def test_the_shipped_network_denoises_a_photograph() -> None:
     np.testing.assert_allclose(in_colour, denoise(noisy, SIGMA)[..., None].repeat(3, 2), atol=1e-6)
 
 
+def test_an_array_that_is_read_only(recwarn: pytest.WarningsRecorder) -> None:
+    given = (255 * CLEAN[:16, :16]).astype(np.uint8)
+    expected = denoise(given, 0.1)
+    given.flags.writeable = False
+    np.testing.assert_array_equal(denoise(given, 0.1), expected)
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, ">u2", np.float16, np.float64])
 @pytest.mark.parametrize("shape", [(96, 110), (96, 110, 1), (96, 110, 3), (5, 3, 3), (1, 1)])
 def test_arrays_come_back_as_they_were(dtype: Any, shape: tuple[int, ...]) -> None:
