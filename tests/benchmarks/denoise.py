@@ -1,258 +1,174 @@
-"""Speed and memory of denoising a large picture, beside one pass of a U-Net over the whole of it.
+"""Speed and memory of denoising a large picture: trained networks beside BM3D and total variation, in one run.
 
-    python -m tests.benchmarks.denoise denoise --run RUN [--megapixels 12]
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.denoise denoise-color bm3d tv [--scores results.json --figure FILE.png]
 
-Every pass runs in a fresh process, which tells its own highest memory; the two are run in turns, so that a
-machine whose speed changes slows both.
+Every pass runs in a fresh process, which tells its own highest memory; the methods take turns, so that a machine whose
+speed changes slows all. Classical methods, whose time a pixel does not depend on the picture's size, get a smaller one.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 from img2img_recon.support.cli import flag, parse_config, run_script
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import write_json
 from img2img_recon.support.progress import bar
+from img2img_recon.support.types import PositiveFloat, PositiveInt
 from tests.benchmarks.fresh_process import call_in_fresh_process
 from tests.benchmarks.measurements import high_water_mb
 
-UNET = "unet"
-MAX_UNET_CHANS = 128
+SIGMA = 25 / 255
 
 
 @dataclass(frozen=True)
 class DenoiseBenchmark:
-    """Denoise one large picture with a run's network and, whole, with a U-Net; time and memory of each."""
+    """Denoise one large picture with each method, in turns; time and memory of each."""
 
-    run: Path = flag(help="run folder or checkpoint file of denoise_tasks/train.py")
-    megapixels: float = flag(12.0, help="size of the picture, of 3:4")
-    unet: bool = flag(True, help="also pass the whole picture through a U-Net: 0.5 GB a megapixel")
-    unet_chans: int | None = flag(
-        None, help="channels of the U-Net; default: as many parameters as the run's network"
+    method: tuple[str, ...] = flag(
+        help="networks by name, run or file, and classical methods", positional=True
     )
-    repeats: int = flag(3, help="passes of each")
-    tile: int | None = flag(None, help="as for denoise.py")
-    accelerator: Literal["auto", "cpu", "gpu"] = flag("auto", help="where the networks run")
+    megapixels: PositiveFloat = flag(12.0, help="size of the networks' picture, of 3:4")
+    classical_megapixels: PositiveFloat = flag(0.15, help="size of the classical methods' picture")
+    repeats: PositiveInt = flag(3, help="passes of each")
+    scores: Path | None = flag(None, help="results.json of evaluate.py; adds PSNR at its --sigma")
+    title: str = flag("sigma 25", help="how the title of the results in --scores ends")
+    figure: Path | None = flag(None, help="draw PSNR against time a megapixel; needs --scores")
     json: Path | None = flag(None, help="write the figures to this file")
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "tile"):
-            if (given := getattr(self, name)) is not None and given < 1:
-                raise InputError(f"--{name}: given {given}, allowed: 1 or more")
-        if not 0.01 <= self.megapixels <= 200:
-            raise InputError(f"--megapixels: given {self.megapixels:g}, allowed: 0.01 to 200")
-        if self.unet_chans is not None and not 1 <= self.unet_chans <= MAX_UNET_CHANS:
-            raise InputError(
-                f"--unet_chans: given {self.unet_chans}, allowed: 1 to {MAX_UNET_CHANS}"
-            )
+        if self.figure and not self.scores:
+            raise InputError("--figure: needs --scores, the results.json of evaluate.py")
 
 
-def unet_of_size(parameters: int, channels: int) -> int:
-    """Channels of the U-Net whose number of parameters comes closest."""
-    import torch
-
-    from img2img_recon.networks.zoo import build_model
-
-    def count(chans: int) -> int:
-        with torch.device("meta"):
-            network = build_model(UNET, chans=chans, in_chans=channels, out_chans=channels)
-        return sum(parameter.numel() for parameter in network.parameters())
-
-    # The number grows with the square of the channels.
-    low, high = 1, MAX_UNET_CHANS
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if count(middle) <= parameters else (low, middle)
-    return min((low, high), key=lambda chans: abs(count(chans) - parameters))
+def picture(megapixels: float) -> np.ndarray:
+    """Noise around a ramp, float32 (H, W, 3), in [0, 1]."""
+    height = round((megapixels * 1e6 * 3 / 4) ** 0.5)
+    width = round(megapixels * 1e6 / height)
+    image = np.random.default_rng(0).normal(0, SIGMA, (height, width, 3)).astype(np.float32)
+    return image + np.linspace(0.2, 0.8, width, dtype=np.float32)[:, None]
 
 
-def measure_pass(task: Mapping[str, Any]) -> dict[str, float | None]:
-    """One pass in this process, which should be fresh: seconds and highest memory.
+def measure_pass(word: str, megapixels: float) -> dict[str, Any]:
+    """One pass in this process, which should be fresh: seconds a megapixel, highest memory and name of the method."""
+    from denoise_tasks.methods import make_method
 
-    Args:
-        task: `run`, `picture`, `megapixels`, `tile`, `accelerator`, and `unet_chans`, None for
-            the run's own network.
-
-    Returns:
-        `seconds` of the network with everything around it; for the run's network also `read_seconds`
-        and `write_seconds` of the file. `peak_mb` of the whole process, `start_mb` before the picture
-        was read; on a GPU `gpu_peak_mb`.
-    """
-    import torch
-
-    from denoise_tasks.methods import load_run
-    from denoise_tasks.pictures import read_picture, write_picture
-    from img2img_recon.networks.zoo import build_model
-    from img2img_recon.wrappers import AnySize
-
-    denoiser = load_run(Path(task["run"]), accelerator=task["accelerator"], tile=task["tile"])
-    device, channels, path = denoiser.device, denoiser.in_chans, Path(task["picture"])
-    work: Callable[[torch.Tensor], object]
-    if task["unet_chans"] is None:
-
-        def work(image: torch.Tensor) -> object:
-            pixels = image[0].permute(1, 2, 0).numpy()
-            return denoiser.denoise(pixels, None)
-    else:
-        unet = build_model(
-            UNET, chans=task["unet_chans"], in_chans=channels, out_chans=channels
-        ).eval()
-        whole = AnySize(unet).to(device)  # pads the sides to what the U-Net takes
-
-        def work(image: torch.Tensor) -> object:
-            with torch.inference_mode():
-                return whole(image.to(device)).cpu()
-
-    def timed(step: Callable[[], Any]) -> tuple[float, Any]:
-        begin = time.perf_counter()
-        result = step()
-        return time.perf_counter() - begin, result
-
-    work(torch.rand(1, channels, 64, 64))  # starts the thread pool, chooses kernels
-    start = high_water_mb()
-    read_seconds, picture = timed(lambda: read_picture(path))
-    image = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None]
-    seconds, result = timed(lambda: work(image))
-    figures: dict[str, float | None] = {"seconds": seconds, "start_mb": start}
-    if task["unet_chans"] is None:
-        write_seconds, _ = timed(
-            lambda: write_picture(path.with_name("denoised.png"), result, picture, overwrite=True)
-        )
-        figures |= {"read_seconds": read_seconds, "write_seconds": write_seconds}
-    figures["peak_mb"] = high_water_mb()
-    if device.type == "cuda":
-        figures["gpu_peak_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
-    return figures
-
-
-def measure(config: DenoiseBenchmark) -> dict[str, Any]:
-    """Both networks in turns on one picture of noise around a ramp.
-
-    Returns:
-        What was measured, and for each of `run` and `unet` the medians of `measure_pass` with
-        `megapixels_per_second`.
-
-    Raises:
-        InputError: no run, or a pass that failed.
-    """
-    import numpy as np
-
-    from denoise_tasks.methods import load_run
-    from denoise_tasks.pictures import write_picture
-
-    denoiser = load_run(config.run, accelerator="cpu")
-    parameters = denoiser.details()["parameters"]
-    height = round((config.megapixels * 1e6 * 3 / 4) ** 0.5)
-    width = round(config.megapixels * 1e6 / height)
-    chans: dict[str, int | None] = {"run": None}
-    if config.unet:
-        chans[UNET] = config.unet_chans or unet_of_size(parameters, denoiser.in_chans)
-    passes: dict[str, list[dict[str, float | None]]] = {name: [] for name in chans}
-    with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder) / "noisy.png"
-        noise = np.random.default_rng(0).normal(0, 0.1, (height, width, denoiser.in_chans))
-        noise += np.linspace(0.2, 0.8, width)[:, None]
-        write_picture(picture, noise)
-        del noise
-        turns = [name for _ in range(config.repeats) for name in chans]
-        for name in bar(turns, "passes", len(turns)):
-            task = {
-                "run": str(config.run),
-                "picture": str(picture),
-                "tile": config.tile,
-                "accelerator": config.accelerator,
-                "unet_chans": chans[name],
-            }
-            try:
-                passes[name].append(
-                    call_in_fresh_process("tests.benchmarks.denoise", "measure_pass", task)
-                )
-            except RuntimeError as error:
-                raise InputError(f"a pass over the picture failed: {error}") from None
+    denoiser = make_method(word, **({} if is_classical(word) else {"accelerator": "cpu"}))
+    noisy = picture(megapixels)
+    denoiser.denoise(noisy[:64, :64], SIGMA)  # imports, starts threads, chooses kernels
+    begin = time.perf_counter()
+    denoiser.denoise(noisy, SIGMA)
+    seconds = time.perf_counter() - begin
     return {
-        "height": height,
-        "width": width,
-        "model": denoiser.config["model"],
-        "parameters": parameters,
-        "unet_chans": chans.get(UNET),
-        "tile": config.tile,
-    } | {name: _summary(results, height * width / 1e6) for name, results in passes.items()}
-
-
-def _summary(
-    results: Sequence[Mapping[str, float | None]], megapixels: float
-) -> dict[str, float | None]:
-    """Medians, and the fastest and slowest pass."""
-    medians: dict[str, float | None] = {}
-    for key in results[0]:
-        values = [value for result in results if (value := result[key]) is not None]
-        medians[key] = statistics.median(values) if values else None
-    seconds = [float(result["seconds"] or 0) for result in results]
-    return medians | {
-        "fastest_seconds": min(seconds),
-        "slowest_seconds": max(seconds),
-        "megapixels_per_second": megapixels / statistics.median(seconds),
+        "name": denoiser.name,
+        "parameters": denoiser.details().get("parameters"),
+        "seconds_per_megapixel": seconds / (noisy.size / 3e6),
+        "peak_mb": high_water_mb(),
     }
 
 
-def as_text(report: Mapping[str, Any]) -> str:
-    """A line for each of the two."""
-    picture = 4e-6 * 3 * report["height"] * report["width"]
-    lines = [
-        f"{report['width']} x {report['height']} pixels, {picture:.0f} MB as colour in float32; medians"
-    ]
-    for name, title in (
-        ("run", f"{report['model']}, tiles"),
-        (UNET, f"unet of {report['unet_chans']} channels, whole"),
-    ):
-        if name not in report:
-            continue
-        row = report[name]
-        line = (
-            f"{title}: {row['megapixels_per_second']:.2f} megapixels/s, {row['seconds']:.1f} s "
-            f"({row['fastest_seconds']:.1f} to {row['slowest_seconds']:.1f})"
-        )
-        if row["peak_mb"] is not None:
-            line += (
-                f", peak {row['peak_mb']:.0f} MB of which {row['start_mb']:.0f} before the picture"
-            )
-        if "gpu_peak_mb" in row:
-            line += f", GPU {row['gpu_peak_mb']:.0f} MB"
-        if "read_seconds" in row:
-            line += f"; reading {row['read_seconds']:.1f} s, writing {row['write_seconds']:.1f} s"
-        lines.append(line)
-    return "\n".join(lines)
+def is_classical(word: str) -> bool:
+    """Whether a word names no network."""
+    from denoise_tasks.methods import METHODS
+
+    return word in METHODS
 
 
-def denoise(words: Sequence[str]) -> None:
-    """The sub-command `denoise`."""
-    config = parse_config(DenoiseBenchmark, words)
-    report = measure(config)
-    print(as_text(report))
-    if config.json is not None:
-        write_json(config.json, report)
+def measure(config: DenoiseBenchmark) -> dict[str, dict[str, Any]]:
+    """Each method's medians, by name, with its time over that of the first, round by round.
+
+    Raises:
+        InputError: a pass that failed.
+    """
+    passes: dict[str, list[dict[str, Any]]] = {word: [] for word in config.method}
+    turns = [word for _ in range(config.repeats) for word in config.method]
+    for word in bar(turns, "passes", len(turns)):
+        size = config.classical_megapixels if is_classical(word) else config.megapixels
+        try:
+            found = call_in_fresh_process("tests.benchmarks.denoise", "measure_pass", word, size)
+        except RuntimeError as error:
+            raise InputError(f"{word}: a pass over the picture failed: {error}") from None
+        passes[word].append(found)
+    times = {
+        word: [one["seconds_per_megapixel"] for one in found] for word, found in passes.items()
+    }
+    first = times[config.method[0]]
+    report = {}
+    for word, found in passes.items():
+        ratios = [a / b for a, b in zip(times[word], first, strict=True)]
+        report[found[0]["name"]] = found[0] | {
+            "seconds_per_megapixel": statistics.median(times[word]),
+            "peak_mb": max(one["peak_mb"] or 0 for one in found),
+            "ratio": [min(ratios), statistics.median(ratios), max(ratios)],
+        }
+    return report
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"denoise": denoise}
+def mean_psnr(scores: Path, title: str) -> dict[str, float]:
+    """PSNR (dB) by method, the means over most images, of the results whose title ends so.
+
+    Raises:
+        InputError: no such results.
+    """
+    for result in json.loads(scores.read_text())["results"]:
+        if result["title"].endswith(title):
+            rows = sorted(result["means"], key=lambda row: row["images"])
+            return {row["method"]: row["psnr"] for row in rows}
+    raise InputError(f"--scores: {scores} has no results whose title ends with {title}")
+
+
+def draw(report: Mapping[str, Mapping[str, Any]], path: Path, title: str) -> None:
+    """PSNR against milliseconds a megapixel."""
+    from img2img_recon.figures import label_of, new_figure, save_figure
+
+    figure = new_figure(6, 4)
+    axes = figure.add_subplot()
+    for name, row in report.items():
+        if "psnr" in row:
+            place = (1e3 * row["seconds_per_megapixel"], row["psnr"])
+            axes.plot(*place, "o", color="tab:orange" if row["parameters"] is None else "tab:blue")
+            axes.annotate(label_of(name), place, xytext=(6, 4), textcoords="offset points")
+    axes.set(xscale="log", xlabel="milliseconds a megapixel, one thread", ylabel="PSNR (dB)")
+    axes.set_title(title)
+    axes.margins(x=0.25, y=0.15)
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    save_figure(figure, path)
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run the sub-command that the first word names."""
-    given = list(sys.argv[1:] if words is None else words)
-    if not given or given[0] not in COMMANDS:
-        raise InputError(
-            f"give one of {', '.join(COMMANDS)} first, as in: "
-            "python -m tests.benchmarks.denoise denoise --run RUN"
+    """Print the table, draw the figure."""
+    config = parse_config(DenoiseBenchmark, words)
+    psnr = mean_psnr(config.scores, config.title) if config.scores else {}
+    report = measure(config)
+    table = Table("method", "parameters", "ms / MP", "time over the first's", "peak MB", "PSNR")
+    for name, row in report.items():
+        if name in psnr:
+            row["psnr"] = psnr[name]
+        low, middle, high = row["ratio"]
+        table.add_row(
+            name,
+            f"{row['parameters'] or 0:,}",
+            f"{1e3 * row['seconds_per_megapixel']:,.0f}",
+            f"{middle:.2f} [{low:.2f}, {high:.2f}]",
+            f"{row['peak_mb']:,.0f}",
+            f"{psnr[name]:.2f}" if name in psnr else "",
         )
-    COMMANDS[given[0]](given[1:])
+    Console(width=110).print(table)
+    if config.json:
+        write_json(config.json, report)
+    if config.figure:
+        draw(report, config.figure, config.title)
 
 
 if __name__ == "__main__":

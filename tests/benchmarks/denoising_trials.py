@@ -1,0 +1,230 @@
+"""Denoisers trained for equal processor time: shapes and recipes of the window mixer, and its rivals.
+
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.denoising_trials --data_path FOLDER [FOLDER ...] --out OUT
+
+Every trial sees crops of the same pictures with noise of one level, and as many pixels a step. It is scored on
+pictures that are set aside (every `HELD_OUT`-th). What is counted is this process's processor time in training, so
+that other work on the machine costs nobody anything but cache. A trial that is done is kept in `--out`; the same
+command goes on with the rest.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from denoise_tasks.picture_folders import list_pictures
+from denoise_tasks.pictures import read_picture
+from denoise_tasks.pixel_store import with_channels
+from img2img_recon.networks.base import Network
+from img2img_recon.networks.window_mixer import WindowMixer
+from img2img_recon.networks.zoo import build_model, model_config, options_of
+from img2img_recon.support.cli import flag, parse_config, run_script
+from img2img_recon.support.files import writable_folder, write_json
+from img2img_recon.support.types import PositiveFloat
+from img2img_recon.symmetries import orient_each
+from img2img_recon.training.optimisers import budget_share, make_optimizer
+from img2img_recon.wrappers import AnySize, Residual
+
+PIXELS_PER_STEP = 2 * 128 * 128
+HELD_OUT, SCORED_SIDE, EDGE, EMA = 50, 128, 8, 0.999
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One network and how it is trained; what is not said is as the shipped networks have it."""
+
+    model: str = "window_mixer"
+    options: dict[str, Any] = field(default_factory=dict)
+    optimizer: str = "muon"
+    lr: float = 0.02
+    crop: int = 128
+    loss: str = "squared"
+    ema: bool = True
+
+
+TRIALS = {
+    "window mixer, as shipped": Trial(),
+    "U-Net (fastMRI), 20 channels, Adam": Trial(
+        "unet", {"chans": 20, "num_pool_layers": 3}, "adam", 0.01
+    ),
+    "DnCNN, Adam": Trial("dncnn", {}, "adam", 1e-3),
+    "image-to-image mixer, patch 4, 64 channels": Trial(
+        "img2img_mixer", {"patch_size": 4, "embed_dim": 64, "depth": 6, "mlp_ratio": 2}, crop=64
+    ),
+    "the same, Adam": Trial(
+        "img2img_mixer",
+        {"patch_size": 4, "embed_dim": 64, "depth": 6, "mlp_ratio": 2},
+        "adam",
+        0.01,
+        64,
+    ),
+    "ViT, patch 4, 64 channels, Adam": Trial(
+        "vit", {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2}, "adam", 2e-3, 64
+    ),
+    "Adam": Trial(optimizer="adam", lr=3e-3),
+    "without averaged weights": Trial(ema=False),
+    "absolute error": Trial(loss="absolute"),
+    "crops of 64": Trial(crop=64),
+    "patch 1": Trial(options={"patch_size": 1, "embed_dims": (24, 48, 128), "depths": (2,) * 5}),
+    "patch 4": Trial(options={"patch_size": 4, "embed_dims": (96, 192)}),
+    "window 16": Trial(options={"window_size": 16}),
+    "window 4": Trial(options={"window_size": 4}),
+    "one level, 80 channels, 8 layers": Trial(options={"embed_dims": (80,), "depths": (8,)}),
+    "one level, 128 channels, 4 layers": Trial(options={"embed_dims": (128,), "depths": (4,)}),
+    "one level, window 32": Trial(options={"embed_dims": (80,), "depths": (8,), "window_size": 32}),
+    "three levels": Trial(options={"embed_dims": (48, 96, 192), "depths": (2, 2, 4, 2, 2)}),
+    "MLP ratio 1": Trial(options={"mlp_ratio": 1}),
+    "MLP ratio 4": Trial(options={"mlp_ratio": 4}),
+    "token MLPs in place of linear maps": Trial(options={"token_mixing": "mlp"}),
+}
+
+
+@dataclass(frozen=True)
+class TrialsConfig:
+    """Train every trial for the same processor time and print what it scores."""
+
+    data_path: tuple[Path, ...] = flag(help="folders of clean pictures, to train and to choose on")
+    out: Path = flag(help="folder for the table, the curves and the weights")
+    seconds: PositiveFloat = flag(120.0, help="processor time of each")
+    sigma: PositiveFloat = flag(25.0, help="noise level, of 255 grey levels")
+    trials: tuple[str, ...] = flag((), help="words that names of trials begin with; default: all")
+    seed: int = flag(0, help="of weights, crops and noise")
+
+
+def build(trial: Trial, sigma: float) -> Network:
+    """A trial's network, which estimates the noise, for images of any size."""
+    size = {"img_size": trial.crop} if "img_size" in options_of(trial.model) else {}
+    options = model_config(trial.model, in_chans=3, out_chans=3, **size, **trial.options)
+    network = Residual(AnySize(build_model(trial.model, **options)))
+    network.description = {
+        "task": "gaussian",
+        "model": trial.model,
+        "options": options,
+        "wrapper": "residual",
+        "sigma": sigma,
+        "protocol": "standard",
+    }
+    return network
+
+
+def mapping(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What is trained: window mixers see whole crops without padding."""
+    inner = next((part for part in network.modules() if isinstance(part, WindowMixer)), None)
+    return network if inner is None else lambda noisy: noisy - inner.unpadded(noisy)
+
+
+def batch(pictures: Sequence[np.ndarray], side: int, generator: torch.Generator) -> Tensor:
+    """Random crops (B, 3, side, side) in [0, 1], turned and flipped."""
+
+    def draw(below: int) -> int:
+        return int(torch.randint(below, (), generator=generator))
+
+    crops = []
+    for _ in range(PIXELS_PER_STEP // side**2):
+        picture = pictures[draw(len(pictures))]
+        y, x = draw(picture.shape[0] - side + 1), draw(picture.shape[1] - side + 1)
+        crops.append(torch.from_numpy(picture[y : y + side, x : x + side].copy()))
+    turned = torch.randint(8, (len(crops),), generator=generator)
+    return orient_each(torch.stack(crops).permute(0, 3, 1, 2).float() / 255, turned)
+
+
+def score(network: nn.Module, pictures: Sequence[np.ndarray], sigma: float) -> float:
+    """Mean PSNR (dB) over the middles of the pictures, the output clipped."""
+    found = []
+    for number, picture in enumerate(pictures):
+        y, x = ((side - SCORED_SIDE) // 2 for side in picture.shape[:2])
+        middle = picture[y : y + SCORED_SIDE, x : x + SCORED_SIDE]
+        clean = torch.from_numpy(middle.copy()).permute(2, 0, 1)[None].float() / 255
+        generator = torch.Generator().manual_seed(number)
+        noise = torch.randn(clean.shape, generator=generator)
+        with torch.inference_mode():
+            output = network(clean + sigma / 255 * noise).clamp(0, 1)
+        found.append(-10 * float(torch.log10((output - clean).square().mean())))
+    return float(np.mean(found))
+
+
+def train(
+    trial: Trial,
+    config: TrialsConfig,
+    pictures: Sequence[np.ndarray],
+    held_out: Sequence[np.ndarray],
+) -> tuple[Network, dict[str, Any]]:
+    """Train a trial's network; its scores at a quarter, half and the whole of the time."""
+    torch.manual_seed(config.seed)
+    network = build(trial, config.sigma)
+    average, mapped = copy.deepcopy(network).eval(), mapping(network)
+    optimizer = make_optimizer(network, trial.optimizer, trial.lr)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    generator = torch.Generator().manual_seed(config.seed)
+    curve: list[tuple[float, float]] = []
+    used, steps, scored = 0.0, 0, average if trial.ema else network
+    while used < config.seconds:
+        begin = time.process_time()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * budget_share(used / config.seconds)
+        clean = batch(pictures, trial.crop, generator)
+        noisy = clean + config.sigma / 255 * torch.randn(clean.shape, generator=generator)
+        error = (mapped(noisy) - clean)[..., EDGE:-EDGE, EDGE:-EDGE] * 255 / config.sigma
+        loss = error.square().mean() if trial.loss == "squared" else error.abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        steps += 1
+        decay = min(EMA, (10 + steps) / (100 + steps))
+        with torch.no_grad():
+            for mean, weight in zip(average.parameters(), network.parameters(), strict=True):
+                mean.lerp_(weight, 1 - decay)
+            for kept, value in zip(average.buffers(), network.buffers(), strict=True):
+                kept.copy_(value)
+        used += time.process_time() - begin
+        if used >= config.seconds * (0.25, 0.5, 1.0, 2.0)[len(curve)]:
+            curve.append((used, score(scored.eval(), held_out, config.sigma)))
+            network.train()
+    return scored, {
+        "parameters": sum(weight.numel() for weight in network.parameters()),
+        "steps": steps,
+        "curve": curve,
+        "psnr": curve[-1][1],
+    }
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the trials that are missing in `--out` and print all."""
+    config = parse_config(TrialsConfig, words)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    paths = [path for folder in config.data_path for path in list_pictures(folder)]
+    pixels = [with_channels(read_picture(path).samples, 3) for path in paths]
+    pixels = [picture for picture in pixels if min(picture.shape[:2]) >= SCORED_SIDE]
+    held_out = pixels[::HELD_OUT]
+    pictures = [picture for place, picture in enumerate(pixels) if place % HELD_OUT]
+    writable_folder(config.out, "--out")
+    report = config.out / "trials.json"
+    done: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
+    for name, trial in TRIALS.items():
+        if name in done or (config.trials and not name.startswith(config.trials)):
+            continue
+        network, done[name] = train(trial, config, pictures, held_out)
+        network.save(config.out / f"{name}.safetensors")
+        write_json(report, done)
+        print(f"{name}: {done[name]['psnr']:.2f} dB", flush=True)
+    table = Table("trial", "parameters", "steps", "PSNR (dB)")
+    for name, row in done.items():
+        table.add_row(name, f"{row['parameters']:,}", f"{row['steps']:,}", f"{row['psnr']:.2f}")
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    run_script(main)
