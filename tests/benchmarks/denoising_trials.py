@@ -81,7 +81,6 @@ TRIALS = {
     "patch 1": Trial(options={"patch_size": 1, "embed_dims": (24, 48, 128), "depths": (2,) * 5}),
     "patch 4": Trial(options={"patch_size": 4, "embed_dims": (96, 192)}),
     "window 16": Trial(options={"window_size": 16}),
-    "window 4": Trial(options={"window_size": 4}),
     "one level, 80 channels, 8 layers": Trial(options={"embed_dims": (80,), "depths": (8,)}),
     "one level, 128 channels, 4 layers": Trial(options={"embed_dims": (128,), "depths": (4,)}),
     "one level, window 32": Trial(options={"embed_dims": (80,), "depths": (8,), "window_size": 32}),
