@@ -23,8 +23,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,10 +37,9 @@ if TYPE_CHECKING:
     from denoise_tasks.untrained import UntrainedConfig
 
 Image = NDArray[np.float32]
-Target = Literal["image", "noise", "noisy"]
 
-TARGETS: tuple[Target, ...] = get_args(Target)
-TARGET_LABELS: dict[Target, str] = {"image": "image", "noise": "noise", "noisy": "image + noise"}
+# What is fitted, by the names of `Targets`.
+TARGETS = {"image": "image", "noise": "noise", "noisy": "image + noise"}
 NOISE_NORM_RATIO = 0.5
 # Shown from every fit, and these shares of the way to its last iteration.
 SHOWN_FIRST, SHOWN_SHARES = (0, 10, 50, 100), (7 / 15, 11 / 15, 1.0)
@@ -89,7 +87,6 @@ NETWORKS: dict[str, StudyNetwork] = {
         published_psnr=16.3,
     ),
 }
-PUBLISHED_METHODS = {"bm3d": 23.5}
 
 
 def halve_every(iterations: int) -> int:
@@ -136,13 +133,12 @@ def identity(config: UntrainedConfig, targets: Targets) -> dict[str, Any]:
         "size": config.side,
         "iterations": config.steps,
         **{key: getattr(config, key) for key in ("sigma", "lr", "seed", "short")},
-        "picture_digest": targets.digest,
+        "picture_digest": hashlib.sha256(targets.image.tobytes()).hexdigest()[:10],
         "networks": networks,
     }
 
 
-@dataclass(frozen=True, eq=False)
-class Targets:
+class Targets(NamedTuple):
     """What is fitted: a picture, noise, and their sum. All are float32, (H, W), in units of the picture's maximum.
 
     Args:
@@ -163,18 +159,9 @@ class Targets:
         """The noise's root mean square, in units of the picture's maximum."""
         return float(np.sqrt(np.mean(np.square(self.noise, dtype=np.float64))))
 
-    @property
-    def digest(self) -> str:
-        """Ten hexadecimal digits that tell pictures apart."""
-        return hashlib.sha256(np.ascontiguousarray(self.image).tobytes()).hexdigest()[:10]
-
-    def target(self, name: Target) -> Image:
-        """What a fit of that name is fitted to."""
-        return {"image": self.image, "noise": self.noise, "noisy": self.noisy}[name]
-
-    def reference(self, name: Target) -> Image:
+    def reference(self, target: str) -> Image:
         """What a fit to that target is compared with: the clean picture, for pure noise the noise."""
-        return self.noise if name == "noise" else self.image
+        return self.noise if target == "noise" else self.image
 
 
 def square_picture(pixels: Image, size: int, name: str) -> Image:
@@ -204,20 +191,19 @@ def square_picture(pixels: Image, size: int, name: str) -> Image:
         shape = tuple(round(side * size / shorter) for side in grey.shape)
         grey = resize(grey, shape, order=1, anti_aliasing=True)
     square = centre(grey, size)
-    if square.max() - square.min() < 1e-3:
+    if np.ptp(square) < 1e-3:
         raise InputError(f"{name}: its centre is one flat grey; there is nothing to fit")
     return (square / square.max()).astype(np.float32)
 
 
 def make_targets(image: Image, sigma: float | None, seed: int) -> Targets:
-    """Draw the noise of a study.
+    """Draw the noise of a study; the same seed gives the same noise, scaled.
 
     Args:
         image: (H, W), 0 to 1.
         sigma: standard deviation in [0, 255] units; None makes the noise's norm half the picture's.
-        seed: the same seed gives the same noise, scaled.
+        seed: of numpy's legacy generator, which the published noise was drawn with (seed 1).
     """
-    # numpy's legacy generator, which the published noise was drawn with (seed 1).
     noise = np.random.RandomState(seed).standard_normal(image.shape)
     if sigma is None:
         noise *= NOISE_NORM_RATIO * np.linalg.norm(image) / np.linalg.norm(noise)
