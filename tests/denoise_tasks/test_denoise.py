@@ -544,7 +544,7 @@ def test_sidd_benchmark(
         monkeypatch.setattr(
             sidd,
             function,
-            lambda path, whole=whole: whole(path, blocks=2, per_image=3),
+            lambda path, whole=whole: whole(path, (2, 3)),
         )
     noisy = RNG.integers(0, 256, (2, 3, 256, 256, 3), dtype=np.uint8)
     savemat(tmp_path / "noisy.mat", {sidd.BENCHMARK_KEY: noisy})
@@ -573,7 +573,7 @@ def test_a_classical_method_makes_a_submission_too(
     noisy[:, :, :128] = 200
     monkeypatch.setattr(sidd, "read_benchmark", lambda path: noisy)
     read = sidd.read_submission
-    monkeypatch.setattr(sidd, "read_submission", lambda path: read(path, blocks=1, per_image=2))
+    monkeypatch.setattr(sidd, "read_submission", lambda path: read(path, (1, 2)))
     out = tmp_path / "submit.csv"
     words = ("--sidd_benchmark", "noisy.mat", "--out", out, "--method", "tv", "--sigma")
     with_method(*words, "auto")
