@@ -24,12 +24,11 @@ from denoise_tasks.picture_metadata import (
     Metadata,
     PictureFile,
     check_pages,
-    in_short,
     unsupported,
     warn,
 )
 from denoise_tasks.picture_span import Span
-from img2img_recon.support.errors import InputError
+from img2img_recon.support.errors import InputError, reason
 from img2img_recon.support.files import atomic_path
 
 ENDINGS = tuple(FORMATS)
@@ -296,7 +295,7 @@ def _naming(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except Exception as error:
         # Broken files are reported in a dozen ways: OSError, SyntaxError, ValueError, zlib.error ...
-        raise InputError(f"{path}: truncated or broken picture ({in_short(error)})") from None
+        raise InputError(f"{path}: truncated or broken picture ({reason(error)})") from None
 
 
 @contextmanager
@@ -310,7 +309,7 @@ def _writing(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
     except (ValueError, TypeError, RuntimeError, struct.error) as error:
         # Metadata that the format has no room for.
-        raise InputError(f"{path}: cannot be written ({in_short(error)})") from None
+        raise InputError(f"{path}: cannot be written ({reason(error)})") from None
 
 
 def _stored(pixels: np.ndarray, like: Picture, path: Path) -> tuple[np.ndarray, Metadata]:

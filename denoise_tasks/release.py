@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from img2img_recon.support.cli import flag, parse_config, script
-from img2img_recon.support.errors import InputError
+from img2img_recon.support.errors import InputError, reason
 from img2img_recon.support.types import GreyLevels, NonNegativeFloat
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ def opened(config: ReleaseConfig) -> nn.Module:
         options = json.loads(config.options.read_text())
         content = torch.load(config.source, map_location="cpu", weights_only=True)
     except (OSError, ValueError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(f"{config.source} with --options {config.options}: {reason}") from None
+        files = f"{config.source} with --options {config.options}"
+        raise InputError(f"{files}: {reason(error)}") from None
     description = {
         "model": "window_mixer",
         "options": options.get("network", options),

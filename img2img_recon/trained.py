@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from img2img_recon.networks.base import Network
 from img2img_recon.networks.zoo import MODELS, build_model, did_you_mean
-from img2img_recon.support.errors import InputError
+from img2img_recon.support.errors import InputError, reason
 from img2img_recon.training.run_folder import RunFolder
 from img2img_recon.weights_file import read_weights
 from img2img_recon.wrappers import AnySize, Normalized, Residual
@@ -57,10 +57,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch reports a foreign file in half a dozen ways: EOFError, RuntimeError, UnpicklingError ...
-        reason = str(error).strip().split("\n")[0][:120]
-        raise InputError(
-            f"{path}: not a checkpoint that can be read safely ({type(error).__name__}: {reason})"
-        ) from None
+        said = f"{type(error).__name__}: {reason(error)}"
+        raise InputError(f"{path}: not a checkpoint that can be read safely ({said})") from None
     if not isinstance(content, dict) or "state_dict" not in content:
         raise InputError(f"{path}: a file of torch, but not a checkpoint (no 'state_dict' in it)")
     return content

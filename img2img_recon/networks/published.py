@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from img2img_recon.networks.mixers import LEVELS, Img2ImgMixer, MultiResMixer, OriginalMixer
 from img2img_recon.networks.vit import VisionTransformer
-from img2img_recon.support.errors import InputError
+from img2img_recon.support.errors import InputError, reason
 from img2img_recon.wrappers import Normalized
 
 State = dict[str, Tensor]
@@ -379,8 +379,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # Each of the three libraries reports a foreign file in several ways.
-        reason = str(error).split("\n", 1)[0]
-        raise InputError(f"the checkpoint {path} cannot be read: {reason}") from error
+        raise InputError(f"the checkpoint {path} cannot be read: {reason(error)}") from error
     if not isinstance(contents, Mapping):
         raise InputError(f"the checkpoint {path} holds a {type(contents).__name__}, no state")
     return contents

@@ -160,14 +160,7 @@ class Budget(Callback):
         if trainer.world_size > 1:
             self.used = trainer.strategy.broadcast(self.used)
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        module: pl.LightningModule,
-        outputs: Any = None,
-        batch: Any = None,
-        batch_idx: int = 0,
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         """Lightning validates and ends the epoch when it is told to stop."""
         if self.used >= self.seconds:
             trainer.should_stop = True
@@ -233,14 +226,7 @@ class AverageWeights(Callback):
         else:
             self.other = [p.detach().clone() for p in module.parameters()]
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        module: pl.LightningModule,
-        outputs: Any = None,
-        batch: Any = None,
-        batch_idx: int = 0,
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         """Draw the average towards the weights after every optimiser step."""
         if trainer.global_step == self.steps:
             return

@@ -15,7 +15,7 @@ from pytorch_lightning.strategies import DDPStrategy, Strategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from img2img_recon.support.errors import InputError
+from img2img_recon.support.errors import InputError, reason
 from img2img_recon.support.seeds import seed_of
 from img2img_recon.training.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from img2img_recon.training.epoch_lines import progress_callback
@@ -163,8 +163,7 @@ def make_trainer(
             f"--{name} {getattr(config, name)}"
             for name in ("accelerator", "devices", "num_nodes", "strategy", "precision")
         )
-        reason = " ".join(str(error).split())
-        raise InputError(f"Lightning refuses {given}: {reason}") from None
+        raise InputError(f"Lightning refuses {given}: {reason(error)}") from None
 
 
 def _cluster_plugins() -> list[SLURMEnvironment]:
