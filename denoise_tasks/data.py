@@ -13,11 +13,12 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from denoise_tasks.cases import Case
 from denoise_tasks.noise import PAPER_CROP, Image, noise_seed, noisy_copy, prepare_clean
 from denoise_tasks.options import TrainConfig
 from denoise_tasks.pairs import Pair
 from denoise_tasks.pixel_store import PixelStore, name_in, open_store
-from denoise_tasks.scoring import MIN_SCORED, Case
+from denoise_tasks.scoring import MIN_SCORED
 from denoise_tasks.splits import Source, gaussian_split, pairs_split, subset
 from denoise_tasks.task import PAIRS_CENTRE
 from img2img_recon.support.errors import InputError

@@ -14,12 +14,10 @@ from img2img_recon.training.run_folder import RunFolder, config_hash, data_diges
 from img2img_recon.training.task import PreparedRun, Report, Task, TrainingParts, Workload
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import nn
 
     from denoise_tasks.data import EvalImages, TrainCrops
     from denoise_tasks.module import DenoisingModule
-    from denoise_tasks.scoring import Case
     from img2img_recon.networks.zoo import Row
     from img2img_recon.support.progress import Track
 
@@ -273,27 +271,19 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
 
     def score(self, prepared: PreparedDenoising) -> dict[str, Any]:
         """See `Task.score`; the network stands beside doing nothing and the `baselines`."""
-        from denoise_tasks.figures import denoising_panel
+        from denoise_tasks.figures import panels_in
         from denoise_tasks.methods import load_run, make_method
         from denoise_tasks.scoring import mean_scores, score_cases
-        from img2img_recon.figures import panel_path
 
         config, run = prepared.config, prepared.run
         # Validation images are centres of 256 x 256.
         network = load_run(run.path, name=config.model, accelerator=config.accelerator, tile=256)
         methods = [*map(make_method, self.baselines), network]
-
-        def draw(
-            number: int, case: Case, images: Mapping[str, np.ndarray], clean: np.ndarray
-        ) -> None:
-            path = panel_path(run.figures, f"{number:02}-{Path(case.name).stem}")
-            denoising_panel(path, images, clean, title=case.name)
-
         result = score_cases(
             "scoring",
             prepared.val.cases(),
             methods,
-            draw=draw,
+            draw=panels_in(run.figures, "", "-"),
             panels=PANELS,
             track=prepared.track,
         )

@@ -37,7 +37,9 @@ def test_scores_from_files_are_those_of_training(photos, tmp_path, protocol):
     )
     for row in result.rows:
         name = "img2img_mixer" if row.method == "run" else row.method
-        assert row.psnr == pytest.approx(metrics["images"][name][row.image]["psnr"], abs=1e-4)
+        assert row.scores["psnr"] == pytest.approx(
+            metrics["images"][name][row.image]["psnr"], abs=1e-4
+        )
     rows = list(csv.DictReader((tmp_path / "out" / "results.csv").open()))
     assert len(rows) == 9
     assert [row["image"] for row in rows if row["image"].startswith("mean")] == ["mean of 2"] * 3
