@@ -11,7 +11,7 @@ import numpy as np
 from denoise_tasks.noise import noise_seed, noisy_copy, prepare_clean
 from denoise_tasks.pairs import Pair, list_pairs
 from denoise_tasks.picture_folders import list_pictures
-from denoise_tasks.pictures import check_picture, read_picture
+from denoise_tasks.pictures import read_picture
 from denoise_tasks.pixel_store import with_channels
 from denoise_tasks.sidd_benchmark import read_validation
 from denoise_tasks.splits import gaussian_split, pairs_split
@@ -124,8 +124,8 @@ def _chosen_pairs(
     except InputError as error:
         raise InputError(f"{error}; if its images are clean, give --sigma 15 25 50") from None
     for pair in pairs[: config.limit]:
-        check_picture(pair.noisy)
-        check_picture(pair.clean)
+        read_picture(pair.noisy)
+        read_picture(pair.clean)
     return pairs[: config.limit]
 
 
@@ -140,7 +140,7 @@ def _gaussian_levels(
         paths = [source.path for source in getattr(split, config.split)]
     names = {path: path.relative_to(folder).as_posix() for path in paths[: config.limit]}
     for path in names:
-        check_picture(path)
+        read_picture(path)
     protocol = config.protocol or "standard"
     return [
         (

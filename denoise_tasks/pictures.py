@@ -178,22 +178,6 @@ def open_picture(path: Path) -> PictureFile:
     return pages[0]
 
 
-def check_picture(path: Path, target: Path | None = None) -> None:
-    """Decode a picture and forget it, to know that `read_picture` will succeed.
-
-    Args:
-        path: the picture.
-        target: file that a picture like this one is to be written to; its format must hold the
-            alpha channel and the metadata.
-
-    Raises:
-        InputError: as `read_picture` and `write_picture`.
-    """
-    picture = read_picture(path)
-    if target is not None:
-        check_target(picture, path, target)
-
-
 def check_target(picture: Picture, path: Path, target: Path) -> None:
     """Check that the picture read from `path` can be written to `target`, with alpha and metadata.
 

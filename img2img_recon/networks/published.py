@@ -59,7 +59,6 @@ def load_reference_checkpoint(
         InputError: the file cannot be read, its weights are those of no known network, or something
             that cannot be inferred was not given.
         ImportError: it is a U-Net and `fastmri` is not installed.
-
     """
     contents = _read(Path(checkpoint)) if isinstance(checkpoint, (str, Path)) else checkpoint
     form, prefix, state = _recognise(_weights(contents))

@@ -78,12 +78,7 @@ class AverageBuffers(Callback):
 def _devices(given: str) -> str | int | list[int]:
     if given == "auto":
         return given
-    try:
-        numbers = [int(part) for part in given.split(",")]
-    except ValueError:
-        raise InputError(
-            f"--devices: given {given}, allowed: auto, a number of devices, or their indices as 0,1"
-        ) from None
+    numbers = [int(part) for part in given.split(",")]
     return numbers if "," in given else numbers[0]
 
 
