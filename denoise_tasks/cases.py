@@ -19,7 +19,7 @@ from img2img_recon.support.errors import InputError, named
 
 if TYPE_CHECKING:
     from denoise_tasks.evaluate import EvaluateConfig
-    from denoise_tasks.methods import TrainedDenoiser
+    from denoise_tasks.trained import TrainedDenoiser
 
 SPLIT_KEYS = ("data_path", "val_scenes", "val_share", "test_share", "split_seed")
 

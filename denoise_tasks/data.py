@@ -15,12 +15,11 @@ from torch.utils.data import Dataset
 
 from denoise_tasks.cases import Case
 from denoise_tasks.noise import PAPER_CROP, Image, noise_seed, noisy_copy, prepare_clean
-from denoise_tasks.options import TrainConfig
+from denoise_tasks.options import PAIRS_CENTRE, TrainConfig
 from denoise_tasks.pairs import Pair
 from denoise_tasks.pixel_store import PixelStore, name_in, open_store
 from denoise_tasks.scoring import MIN_SCORED
 from denoise_tasks.splits import Source, gaussian_split, pairs_split, subset
-from denoise_tasks.task import PAIRS_CENTRE
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.progress import Track
 from img2img_recon.support.seeds import seed_of
@@ -200,9 +199,10 @@ class EvalImages(Dataset):
         return EvalBatch(noisy, clean)  # type: ignore[arg-type]
 
 
-def gaussian_images(
-    config: TrainConfig, report: Report, track: Track
-) -> tuple[TrainCrops, EvalImages]:
+RunImages = tuple[TrainCrops, EvalImages]
+
+
+def gaussian_images(config: TrainConfig, report: Report, track: Track) -> RunImages:
     """Training crops and validation images of a resolved run on Gaussian noise.
 
     Raises:
@@ -261,7 +261,7 @@ def gaussian_images(
     )
 
 
-def pair_images(config: TrainConfig, report: Report, track: Track) -> tuple[TrainCrops, EvalImages]:
+def pair_images(config: TrainConfig, report: Report, track: Track) -> RunImages:
     """Training crops and validation patches of a resolved run on pairs of photographs.
 
     Raises:

@@ -23,8 +23,9 @@ from img2img_recon.support.types import GreyLevels, PositiveInt
 from img2img_recon.training.options import Accelerator
 
 if TYPE_CHECKING:
-    from denoise_tasks.methods import Denoiser, TrainedDenoiser
+    from denoise_tasks.methods import Denoiser
     from denoise_tasks.scoring import Result
+    from denoise_tasks.trained import TrainedDenoiser
 
 OUTPUTS = ("results.json", "results.csv", "results.md")
 
@@ -100,7 +101,8 @@ def make_methods(config: EvaluateConfig) -> tuple[list[TrainedDenoiser], list[De
     Raises:
         InputError: a name twice, a method or run that there is not, or networks of different channels.
     """
-    from denoise_tasks.methods import load_run, make_method
+    from denoise_tasks.methods import make_method
+    from denoise_tasks.trained import load_run
 
     options: dict[str, Any] = {
         "accelerator": config.accelerator,

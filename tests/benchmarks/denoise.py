@@ -88,8 +88,8 @@ def measure_pass(task: Mapping[str, Any]) -> dict[str, float | None]:
     """
     import torch
 
-    from denoise_tasks.methods import load_run
     from denoise_tasks.pictures import read_picture, write_picture
+    from denoise_tasks.trained import load_run
     from img2img_recon.networks.zoo import build_model
     from img2img_recon.wrappers import AnySize
 
@@ -145,8 +145,8 @@ def measure(config: DenoiseBenchmark) -> dict[str, Any]:
     """
     import numpy as np
 
-    from denoise_tasks.methods import load_run
     from denoise_tasks.pictures import write_picture
+    from denoise_tasks.trained import load_run
 
     denoiser = load_run(config.run, accelerator="cpu")
     parameters = denoiser.details()["parameters"]

@@ -19,10 +19,11 @@ from skimage import data as photographs
 from torch import Tensor
 
 import img2img_recon
-from denoise_tasks import checked_pictures, denoise, methods, pictures
+from denoise_tasks import checked_pictures, denoise, pictures, trained
 from denoise_tasks import sidd_benchmark as sidd
-from denoise_tasks.methods import METHODS, TotalVariation, TrainedDenoiser
+from denoise_tasks.methods import METHODS, TotalVariation
 from denoise_tasks.pictures import Metadata, Picture, read_picture, write_picture
+from denoise_tasks.trained import TrainedDenoiser
 from img2img_recon.support.errors import InputError
 from tests.denoise_tasks.conftest import denoiser, picture, psnr
 
@@ -40,7 +41,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
             asked.append(source)
             return denoiser(function, **network, **options)
 
-        monkeypatch.setattr(methods, "load_run", load)
+        monkeypatch.setattr(trained, "load_run", load)
         return asked
 
     install()

@@ -21,12 +21,11 @@ from denoise_tasks.methods import (
     METHODS,
     BM3DChannelwise,
     Denoiser,
-    ShippedDenoiser,
     TotalVariation,
-    load_run,
     make_method,
 )
 from denoise_tasks.pictures import read_picture
+from denoise_tasks.trained import ShippedDenoiser, load_run
 from img2img_recon.denoising import BLENDED_TILE as TILE
 from img2img_recon.networks.zoo import build_model
 from img2img_recon.support.errors import InputError
