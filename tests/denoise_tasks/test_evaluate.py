@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from denoise_tasks import cases
 from denoise_tasks import evaluate as evaluate_script
-from denoise_tasks import sidd_benchmark
 from denoise_tasks.evaluate import EvaluateConfig, evaluate
 from img2img_recon.support.cli import parse_config
 from img2img_recon.support.errors import InputError
@@ -135,7 +135,7 @@ def test_slow_methods_on_a_subset(photos, tmp_path):
 
 def test_validation_blocks(tmp_path, monkeypatch):
     clean = np.random.default_rng(0).integers(60, 200, (2, 1, 16, 16, 3), dtype=np.uint8)
-    monkeypatch.setattr(sidd_benchmark, "read_validation", lambda *paths: (clean + 20, clean))
+    monkeypatch.setattr(cases, "read_validation", lambda *paths: (clean + 20, clean))
     words = ["--method", "tv", "--sidd_validation", "n.mat", "c.mat", "--out", str(tmp_path)]
     [result] = evaluate(parse_config(EvaluateConfig, [*words, "--limit", "1"]))
     assert [row.image for row in result.rows] == ["image 0 block 0"] * 2
