@@ -281,35 +281,31 @@ def pair_images(config: TrainConfig, report: Report, track: Track) -> RunImages:
     train = [pair for pair in train if pair.noisy in kept]
     report(f"validating on the scenes {', '.join(sorted({pair.scene for pair in val}))}")
 
-    def store(paths: Sequence[Path], skip_broken: bool) -> PixelStore:
+    def store(paths: Sequence[Path]) -> PixelStore:
         return open_store(
             paths,
             root=folder,
             channels=config.channels,
             centre_size=PAIRS_CENTRE,
-            skip_broken=skip_broken,
             on_broken=on_broken,
             track=track,
         )
 
     def stores(pairs: Sequence[Pair]) -> tuple[PixelStore, PixelStore]:
-        clean, noisy = (
-            store([getattr(pair, side) for pair in pairs], True) for side in ("clean", "noisy")
-        )
-        if clean.broken or noisy.broken:
-            # A pair with one picture is none.
-            readable = {*clean.names, *noisy.names}
-            pairs = [
-                pair
-                for pair in pairs
-                if {name_in(pair.clean, folder), name_in(pair.noisy, folder)} <= readable
-            ]
-            if not pairs:
-                raise InputError(f"{folder}: no pair of which both pictures can be read")
-            clean, noisy = (
-                store([getattr(pair, side) for pair in pairs], False) for side in ("clean", "noisy")
-            )
-        return clean, noisy
+        clean = store([pair.clean for pair in pairs])
+        noisy = store([pair.noisy for pair in pairs])
+        if not clean.broken and not noisy.broken:
+            return clean, noisy
+        # A pair with one picture is none.
+        readable = {*clean.names, *noisy.names}
+        whole = [
+            pair
+            for pair in pairs
+            if {name_in(pair.clean, folder), name_in(pair.noisy, folder)} <= readable
+        ]
+        if not whole:
+            raise InputError(f"{folder}: no pair of which both pictures can be read")
+        return stores(whole)
 
     crop = config.crop_size or PAPER_CROP
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denoise_tasks.noise import Image, check_image
+from img2img_recon.figures import label_of
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.processes import available_cores, map_in_processes
 from img2img_recon.support.progress import Track, silent
@@ -70,7 +71,21 @@ class Denoiser(ABC):
         Raises:
             InputError: what `denoise` refuses, before anything is computed where the method is slow.
         """
-        return [self.denoise(image, sigma) for image, sigma in zip(noisy, sigmas, strict=True)]
+        tasks = list(zip(noisy, sigmas, strict=True))
+        if not self.slow:
+            return [self.denoise(*task) for task in tasks]
+        for place, (image, sigma) in enumerate(tasks if self.needs_sigma else ()):
+            _checked_sigma(image, sigma, f"noisy image {place}")
+        count = available_cores() if workers is None else workers
+        results = map_in_processes(self._denoise_task, tasks, count)
+        try:
+            return list(track(results, label_of(self.name), len(tasks)))
+        finally:
+            # An error inside `track` leaves the generator waiting; closing it ends the workers now.
+            results.close()
+
+    def _denoise_task(self, task: tuple[Image, float | None]) -> Image:
+        return self.denoise(*task)
 
     def details(self) -> dict[str, Any]:
         """What a table of results says about it, JSON-serialisable."""
@@ -167,29 +182,6 @@ class BM3D(Denoiser):
         # With more threads the sums are taken in another order, and results differ from call to call.
         profile.num_threads = 1
         return getattr(bm3d, function)(image, sigma, profile)
-
-    def denoise_many(
-        self,
-        noisy: Sequence[Image],
-        sigmas: Sequence[float | None],
-        *,
-        workers: int | None = None,
-        track: Track = silent,
-    ) -> list[Image]:
-        """See `Denoiser.denoise_many`; the results are those of `denoise`, to the bit."""
-        tasks = list(zip(noisy, sigmas, strict=True))
-        for place, (image, sigma) in enumerate(tasks):
-            _checked_sigma(image, sigma, f"noisy image {place}")
-        count = available_cores() if workers is None else workers
-        results = map_in_processes(self._denoise_task, tasks, count)
-        try:
-            return list(track(results, "BM3D", len(tasks)))
-        finally:
-            # An error inside `track` leaves the generator waiting; closing it ends the workers now.
-            results.close()
-
-    def _denoise_task(self, task: tuple[Image, float | None]) -> Image:
-        return self.denoise(*task)
 
 
 class BM3DChannelwise(BM3D):

@@ -27,6 +27,7 @@ from denoise_tasks.methods import (
 from denoise_tasks.pictures import read_picture
 from denoise_tasks.trained import ShippedDenoiser, load_run
 from img2img_recon.denoising import BLENDED_TILE as TILE
+from img2img_recon.figures import label_of
 from img2img_recon.networks.zoo import build_model
 from img2img_recon.support.errors import InputError
 from img2img_recon.wrappers import AnySize, Residual
@@ -193,7 +194,7 @@ def test_the_pool_gives_the_direct_results_in_order(colour):
             seen: list[object] = []
             images = method.denoise_many(noisy, sigmas, workers=workers, track=counting_track(seen))
             if method.slow:
-                assert seen == [("BM3D", 3), *(image.shape for image in noisy)]
+                assert seen == [(label_of(method.name), 3), *(image.shape for image in noisy)]
             for image, expected in zip(images, direct, strict=True):
                 np.testing.assert_array_equal(image, expected)
 

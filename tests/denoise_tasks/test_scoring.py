@@ -78,6 +78,7 @@ def test_slow_methods_see_chunks_and_only_so_many_images(monkeypatch):
         some_cases(5),
         [fast, slow],
         slow_images=3,
+        workers=1,
         draw=lambda number, case, images, clean: drawn.append((number, case.name, list(images))),
         panels=4,
     )
