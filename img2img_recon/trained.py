@@ -15,7 +15,7 @@ from img2img_recon.networks.base import Network
 from img2img_recon.networks.zoo import MODELS, build_model, did_you_mean
 from img2img_recon.support.errors import InputError, reason
 from img2img_recon.training.run_folder import RunFolder
-from img2img_recon.weights_file import read_weights
+from img2img_recon.weights_file import read_weights, under
 from img2img_recon.wrappers import AnySize, Normalized, Residual
 
 
@@ -170,12 +170,7 @@ def read_network(path: Path, child: str = "network") -> tuple[dict[str, Any], di
     if path.suffix == ".safetensors":
         return read_weights(path)
     checkpoint = load_checkpoint(path)
-    before = f"{child}."
-    state = {
-        key.removeprefix(before): value
-        for key, value in checkpoint["state_dict"].items()
-        if key.startswith(before)
-    }
+    state = under(checkpoint["state_dict"], f"{child}.")
     return checkpoint.get("run_config") or {}, state
 
 
