@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import img2img_recon
+from denoise_tasks import methods
 from denoise_tasks.methods import (
     BM3D,
     METHODS,
@@ -209,6 +210,24 @@ def test_many_checks_before_it_computes(colour, monkeypatch):
     with pytest.raises(ValueError, match="shorter"):
         bm3d.denoise_many(noisy, [0.1, 0.1])
     assert bm3d.denoise_many([], []) == []
+
+
+def test_whatever_method_is_slow_works_in_processes(monkeypatch):
+    class Halved(Denoiser):
+        name, slow, needs_sigma = "halved", True, False
+
+        def denoise(self, noisy, sigma):
+            return noisy / 2
+
+    def pool(function, tasks, workers):
+        asked.append(workers)
+        yield from map(function, tasks)
+
+    asked: list[int] = []
+    monkeypatch.setattr(methods, "map_in_processes", pool)
+    images = Halved().denoise_many([np.ones((2, 2, 1), np.float32)] * 3, [None] * 3, workers=5)
+    assert asked == [5]
+    assert [float(image.mean()) for image in images] == [0.5] * 3
 
 
 def test_worker_processes_import_no_torch():
