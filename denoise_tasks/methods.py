@@ -28,7 +28,7 @@ class Denoiser(ABC):
         in_chans: channels of the pictures it is made for; None for any.
         needs_sigma: whether it must be told how strong the noise is.
         task: what its network was trained for, gaussian or pairs; None for a classical method.
-        slow: whether it takes seconds an image; several are then worked on in processes.
+        slow: whether it takes seconds an image; several are then worked on in processes, which import its class.
     """
 
     name: str

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 LARGEST_BYTES = 4_000_000
-# What of a run's configuration a shipped network says of itself.
-KEPT = ("model", "options", "wrapper", "sigma", "protocol", "noise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +97,7 @@ def release(config: ReleaseConfig) -> Path:
     Raises:
         InputError: as `opened`, or the file would be too large.
     """
+    from img2img_recon.hub import KEPT
     from img2img_recon.weights_file import write_weights
 
     network = opened(config)

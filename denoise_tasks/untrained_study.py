@@ -26,17 +26,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from denoise_tasks.noise import centre, image_units
+from denoise_tasks.noise import Image, centre, image_units
 from denoise_tasks.pixel_store import with_channels
 from img2img_recon.networks.zoo import model_config
 from img2img_recon.support.errors import InputError
 
 if TYPE_CHECKING:
     from denoise_tasks.untrained import UntrainedConfig
-
-Image = NDArray[np.float32]
 
 # What is fitted, by the names of `Targets`.
 TARGETS = {"image": "image", "noise": "noise", "noisy": "image + noise"}
@@ -49,30 +46,29 @@ class StudyNetwork(NamedTuple):
     """One network of the study, in the published size and in the one for a laptop."""
 
     zoo_name: str
-    options: Mapping[str, Any]
     lr: float
     short_options: Mapping[str, Any]
     short_lr: float
     published_psnr: float
+    options: Mapping[str, Any] = {}
     input_range: tuple[float, float] = (0, 1)
 
 
 NETWORKS: dict[str, StudyNetwork] = {
     "img2img_mixer": StudyNetwork(
         "img2img_mixer_untrained",
-        {},
         lr=1e-4,
         short_options={"embed_dim": 64, "depth": 6, "mlp_ratio": 2},
         short_lr=1e-2,
         published_psnr=18.1,
     ),
     "unet": StudyNetwork(
-        "unet_c30", {}, lr=5e-3, short_options={"chans": 8}, short_lr=3e-2, published_psnr=20.2
+        "unet_c30", lr=5e-3, short_options={"chans": 8}, short_lr=3e-2, published_psnr=20.2
     ),
     "vit": StudyNetwork(
         "vit_h8",
-        {"embed_dim": 46 * 8},
         lr=1e-3,
+        options={"embed_dim": 46 * 8},
         short_options={"embed_dim": 44 * 2, "num_heads": 2},
         short_lr=1e-3,
         published_psnr=17.3,
@@ -80,7 +76,6 @@ NETWORKS: dict[str, StudyNetwork] = {
     ),
     "original_mixer": StudyNetwork(
         "original_mixer",
-        {},
         lr=5e-4,
         short_options={"embed_dim": 64, "depth": 4, "tokens_mlp_dim": 48, "channels_mlp_dim": 128},
         short_lr=3e-2,
