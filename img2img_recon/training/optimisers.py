@@ -25,20 +25,11 @@ class Muon(torch.optim.Optimizer):
     twentieth of the speed, and Lightning steps one optimiser. So the iteration is in float32 here.
 
     Args:
-        groups: with `params`, `lr` and `muon`.
-        momentum: of Muon, Nesterov's.
-        betas: of AdamW.
-        eps: of AdamW.
+        groups: with `params`, `lr` and `muon`; `momentum` is Muon's (Nesterov), `betas` and `eps` are AdamW's.
     """
 
-    def __init__(
-        self,
-        groups: list[dict[str, Any]],
-        momentum: float = 0.95,
-        betas: tuple[float, float] = (0.9, 0.99),
-        eps: float = 1e-8,
-    ) -> None:
-        super().__init__(groups, {"momentum": momentum, "betas": betas, "eps": eps})
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {"momentum": 0.95, "betas": (0.9, 0.99), "eps": 1e-8})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
