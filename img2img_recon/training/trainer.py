@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -99,6 +99,7 @@ def make_trainer(
     config: TrainingFlags,
     monitor: str,
     mode: str,
+    callbacks: Sequence[Callback] = (),
 ) -> pl.Trainer:
     """A Lightning trainer that logs to the run folder and can be killed and resumed at any moment.
 
@@ -108,6 +109,7 @@ def make_trainer(
         config: the flags.
         monitor: the validation metric that chooses the best checkpoint.
         mode: "max" or "min", which of two scores is better.
+        callbacks: of whoever adds some.
 
     Raises:
         InputError: a flag that Lightning refuses, with its reason.
@@ -141,7 +143,7 @@ def make_trainer(
             check_val_every_n_epoch=config.check_val_every_n_epoch,
             logger=False,  # see RunLoggers
             plugins=[AtomicCheckpointIO(content), *_cluster_plugins()],
-            callbacks=own,
+            callbacks=[*own, *callbacks],
             default_root_dir=run.path,
             # Our samplers know the processes; a second sampler on top would tear volumes apart.
             use_distributed_sampler=False,
