@@ -13,13 +13,13 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from denoise_tasks.cases import Case
 from denoise_tasks.noise import PAPER_CROP, Image, noise_seed, noisy_copy, prepare_clean
-from denoise_tasks.options import TrainConfig
+from denoise_tasks.options import PAIRS_CENTRE, TrainConfig
 from denoise_tasks.pairs import Pair
 from denoise_tasks.pixel_store import PixelStore, name_in, open_store
-from denoise_tasks.scoring import MIN_SCORED, Case
+from denoise_tasks.scoring import MIN_SCORED
 from denoise_tasks.splits import Source, gaussian_split, pairs_split, subset
-from denoise_tasks.task import PAIRS_CENTRE
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.progress import Track
 from img2img_recon.support.seeds import seed_of
@@ -199,9 +199,10 @@ class EvalImages(Dataset):
         return EvalBatch(noisy, clean)  # type: ignore[arg-type]
 
 
-def gaussian_images(
-    config: TrainConfig, report: Report, track: Track
-) -> tuple[TrainCrops, EvalImages]:
+RunImages = tuple[TrainCrops, EvalImages]
+
+
+def gaussian_images(config: TrainConfig, report: Report, track: Track) -> RunImages:
     """Training crops and validation images of a resolved run on Gaussian noise.
 
     Raises:
@@ -260,7 +261,7 @@ def gaussian_images(
     )
 
 
-def pair_images(config: TrainConfig, report: Report, track: Track) -> tuple[TrainCrops, EvalImages]:
+def pair_images(config: TrainConfig, report: Report, track: Track) -> RunImages:
     """Training crops and validation patches of a resolved run on pairs of photographs.
 
     Raises:
@@ -280,35 +281,31 @@ def pair_images(config: TrainConfig, report: Report, track: Track) -> tuple[Trai
     train = [pair for pair in train if pair.noisy in kept]
     report(f"validating on the scenes {', '.join(sorted({pair.scene for pair in val}))}")
 
-    def store(paths: Sequence[Path], skip_broken: bool) -> PixelStore:
+    def store(paths: Sequence[Path]) -> PixelStore:
         return open_store(
             paths,
             root=folder,
             channels=config.channels,
             centre_size=PAIRS_CENTRE,
-            skip_broken=skip_broken,
             on_broken=on_broken,
             track=track,
         )
 
     def stores(pairs: Sequence[Pair]) -> tuple[PixelStore, PixelStore]:
-        clean, noisy = (
-            store([getattr(pair, side) for pair in pairs], True) for side in ("clean", "noisy")
-        )
-        if clean.broken or noisy.broken:
-            # A pair with one picture is none.
-            readable = {*clean.names, *noisy.names}
-            pairs = [
-                pair
-                for pair in pairs
-                if {name_in(pair.clean, folder), name_in(pair.noisy, folder)} <= readable
-            ]
-            if not pairs:
-                raise InputError(f"{folder}: no pair of which both pictures can be read")
-            clean, noisy = (
-                store([getattr(pair, side) for pair in pairs], False) for side in ("clean", "noisy")
-            )
-        return clean, noisy
+        clean = store([pair.clean for pair in pairs])
+        noisy = store([pair.noisy for pair in pairs])
+        if not clean.broken and not noisy.broken:
+            return clean, noisy
+        # A pair with one picture is none.
+        readable = {*clean.names, *noisy.names}
+        whole = [
+            pair
+            for pair in pairs
+            if {name_in(pair.clean, folder), name_in(pair.noisy, folder)} <= readable
+        ]
+        if not whole:
+            raise InputError(f"{folder}: no pair of which both pictures can be read")
+        return stores(whole)
 
     crop = config.crop_size or PAPER_CROP
 

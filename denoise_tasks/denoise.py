@@ -118,7 +118,8 @@ class DenoiseConfig:
         Raises:
             InputError: there is none of that name, or no such run.
         """
-        from denoise_tasks.methods import ShippedDenoiser, load_run, make_method
+        from denoise_tasks.methods import make_method
+        from denoise_tasks.trained import ShippedDenoiser, load_run
 
         options: dict[str, Any] = {
             "accelerator": self.accelerator,

@@ -8,7 +8,7 @@ python denoise_tasks/evaluate.py --run RUN --sidd_validation NOISY.mat GT.mat
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,13 +23,11 @@ from img2img_recon.support.types import GreyLevels, PositiveInt
 from img2img_recon.training.options import Accelerator
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from denoise_tasks.methods import Denoiser, TrainedDenoiser
-    from denoise_tasks.scoring import Case, Result
+    from denoise_tasks.methods import Denoiser
+    from denoise_tasks.scoring import Result
+    from denoise_tasks.trained import TrainedDenoiser
 
 OUTPUTS = ("results.json", "results.csv", "results.md")
-SPLIT_KEYS = ("data_path", "val_scenes", "val_share", "test_share", "split_seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +101,8 @@ def make_methods(config: EvaluateConfig) -> tuple[list[TrainedDenoiser], list[De
     Raises:
         InputError: a name twice, a method or run that there is not, or networks of different channels.
     """
-    from denoise_tasks.methods import load_run, make_method
+    from denoise_tasks.methods import make_method
+    from denoise_tasks.trained import load_run
 
     options: dict[str, Any] = {
         "accelerator": config.accelerator,
@@ -119,123 +118,6 @@ def make_methods(config: EvaluateConfig) -> tuple[list[TrainedDenoiser], list[De
         channels = ", ".join(f"{method.name}: {method.in_chans}" for method in methods)
         raise InputError(f"--run: runs of different numbers of channels ({channels})")
     return runs, methods
-
-
-def find_cases(
-    config: EvaluateConfig, runs: Sequence[TrainedDenoiser]
-) -> list[tuple[str, list[Case]]]:
-    """Titles and cases, one entry per noise level; every file is read once to find the broken ones.
-
-    Raises:
-        InputError: data that cannot be used, or none.
-    """
-    channels = runs[0].in_chans if runs else 3
-    # The package's own networks have no split of a folder.
-    runs = [run for run in runs if "data_path" in run.config]
-    if config.split != "all":
-        check_same_split(config, runs)
-    if config.sidd_validation is not None:
-        levels = _block_cases(config, channels)
-    elif config.sigma:
-        levels = _gaussian_cases(config, runs, channels)
-    else:
-        levels = _pair_cases(config, runs, channels)
-    for title, cases in levels:
-        if not cases:
-            raise InputError(f"--split: {config.split} of {title} has no image in it")
-    return levels
-
-
-def _block_cases(config: EvaluateConfig, channels: int) -> list[tuple[str, list[Case]]]:
-    from denoise_tasks.scoring import block_cases
-    from denoise_tasks.sidd_benchmark import read_validation
-
-    assert config.sidd_validation is not None
-    if channels != 3:
-        raise InputError("--sidd_validation: colour blocks, but --run is a grey network")
-    cases = block_cases(*read_validation(*config.sidd_validation))
-    return [("SIDD validation blocks", cases[: config.limit])]
-
-
-def _pair_cases(
-    config: EvaluateConfig, runs: Sequence[TrainedDenoiser], channels: int
-) -> list[tuple[str, list[Case]]]:
-    from denoise_tasks.pairs import list_pairs
-    from denoise_tasks.pictures import check_picture
-    from denoise_tasks.scoring import pair_cases
-    from denoise_tasks.splits import pairs_split
-
-    folder = config.data_path
-    assert folder is not None
-    try:
-        if config.split == "all":
-            pairs = list_pairs(folder)
-        else:
-            stored = {key: runs[0].config[key] for key in SPLIT_KEYS}
-            sides = pairs_split(**stored | {"data_path": folder})
-            pairs = sides[1 if config.split == "val" else 2]
-    except InputError as error:
-        raise InputError(f"{error}; if its images are clean, give --sigma 15 25 50") from None
-    pairs = pairs[: config.limit]
-    for pair in pairs:
-        check_picture(pair.noisy)
-        check_picture(pair.clean)
-    return [(f"{folder.name}, real noise", pair_cases(pairs, channels))]
-
-
-def _gaussian_cases(
-    config: EvaluateConfig, runs: Sequence[TrainedDenoiser], channels: int
-) -> list[tuple[str, list[Case]]]:
-    from denoise_tasks.picture_folders import list_pictures
-    from denoise_tasks.pictures import check_picture
-    from denoise_tasks.scoring import gaussian_cases
-    from denoise_tasks.splits import gaussian_split
-
-    folder = config.data_path
-    assert folder is not None
-    if config.split == "all":
-        paths = list_pictures(folder)
-    else:
-        stored = {key: runs[0].config[key] for key in ("val_share", "test_share", "split_seed")}
-        split = gaussian_split(folder, **stored)
-        paths = [source.path for source in getattr(split, config.split)]
-    paths = paths[: config.limit]
-    for path in paths:
-        check_picture(path)
-    protocol = config.protocol or "standard"
-    return [
-        (
-            f"{folder.name}, sigma {sigma:g}",
-            gaussian_cases(paths, folder, channels, sigma, protocol),
-        )
-        for sigma in config.sigma
-    ]
-
-
-def check_same_split(config: EvaluateConfig, runs: Sequence[TrainedDenoiser]) -> None:
-    """Make sure that `--split` means the same images for every run.
-
-    Raises:
-        InputError: no run, runs that were split differently, or trained on other data.
-    """
-    if not runs:
-        raise InputError(f"--split: {config.split} needs a --run that says how the data were split")
-    first, *others = runs
-    for other in others:
-        for key in SPLIT_KEYS:
-            if other.config[key] != first.config[key]:
-                raise InputError(
-                    f"--split: {first.name} and {other.name} were split differently "
-                    f"({key}: {first.config[key]} and {other.config[key]})"
-                )
-    folder = config.data_path
-    if folder is not None and str(folder.resolve()) != first.config["data_path"]:
-        raise InputError(
-            f"--split: {config.split} of --data_path {folder}, but {first.name} was trained on "
-            f"{first.config['data_path']}; give that folder, or --split all"
-        )
-    if config.split == "test" and not first.config["test_share"]:
-        raise InputError(f"--split: test, but {first.name} was trained with --test_share 0")
 
 
 def notes(config: EvaluateConfig, run: TrainedDenoiser) -> list[str]:
@@ -263,9 +145,10 @@ def evaluate(config: EvaluateConfig) -> list[Result]:
     Raises:
         InputError: something given cannot be used; nothing is written then.
     """
-    from denoise_tasks.figures import denoising_panel
-    from denoise_tasks.scoring import score_cases
-    from img2img_recon.figures import panel_path
+    from denoise_tasks.cases import find_cases
+    from denoise_tasks.figures import panels_in
+    from denoise_tasks.scoring import score_cases, to_csv, to_json, to_markdown
+    from img2img_recon.figures import label_of
     from img2img_recon.perceptual_metrics import make_scores
 
     taken = [name for name in OUTPUTS if (config.out / name).exists()]
@@ -286,52 +169,32 @@ def evaluate(config: EvaluateConfig) -> list[Result]:
         "self_ensemble": config.self_ensemble,
         "split": config.split,
     }
-    results = []
+    results: list[Result] = []
     for title, cases in levels:
-
-        def draw(
-            number: int,
-            case: Case,
-            images: Mapping[str, np.ndarray],
-            clean: np.ndarray,
-            title: str = title,
-        ) -> None:
-            path = panel_path(config.out / "panels", f"{title} {number:02} {Path(case.name).stem}")
-            denoising_panel(path, images, clean, title=case.name)
-
-        results.append(
-            score_cases(
-                title,
-                cases,
-                methods,
-                sigma_source=config.method_sigma,
-                slow_images=config.slow_images,
-                workers=config.num_workers,
-                draw=draw,
-                panels=config.panels,
-                metrics=metrics,
-                track=bar if config.progress else silent,
-            )
+        result = score_cases(
+            title,
+            cases,
+            methods,
+            sigma_source=config.method_sigma,
+            slow_images=config.slow_images,
+            workers=config.num_workers,
+            draw=panels_in(config.out / "panels", f"{title} ", " "),
+            panels=config.panels,
+            metrics=metrics,
+            track=bar if config.progress else silent,
         )
+        results.append(result)
         # After every level, so that an interruption does not cost the levels before it.
-        write_results(config.out, results, details)
+        write_json(config.out / OUTPUTS[0], to_json(results, details))
+        write_text(config.out / OUTPUTS[1], to_csv(results))
+        write_text(config.out / OUTPUTS[2], to_markdown(results, label_of))
     return results
-
-
-def write_results(out: Path, results: Sequence[Result], details: Mapping[str, Any]) -> None:
-    """Write the tables."""
-    from denoise_tasks.scoring import to_csv, to_json, to_markdown
-    from img2img_recon.figures import label_of
-
-    write_json(out / OUTPUTS[0], to_json(results, details))
-    for name, text in ((OUTPUTS[1], to_csv(results)), (OUTPUTS[2], to_markdown(results, label_of))):
-        write_text(out / name, text)
 
 
 def print_scores(results: Sequence[Result], out: Path) -> None:
     """Print the means."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from denoise_tasks.scoring import PROTOCOL_NOTES, SSIM_SETTINGS, figures
     from img2img_recon.figures import label_of
@@ -339,9 +202,10 @@ def print_scores(results: Sequence[Result], out: Path) -> None:
 
     console = Console(markup=False)
     for result in results:
-        table = Table(title=result.title, caption=PROTOCOL_NOTES[result.protocol])
-        for column in ("method", "images", *map(LABELS.__getitem__, result.columns())):
-            table.add_column(column, justify="left" if column == "method" else "right")
+        headings = ["images", *map(LABELS.__getitem__, result.columns())]
+        columns = [Column(heading, justify="right") for heading in headings]
+        caption = PROTOCOL_NOTES[result.protocol]
+        table = Table("method", *columns, title=result.title, caption=caption)
         for method, count, scores in result.means():
             table.add_row(label_of(method), str(count), *figures(scores))
         console.print(table)

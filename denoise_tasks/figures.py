@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from img2img_recon.figures import PANEL_INCHES, label_of, new_figure, save_figure, shown_text
+from img2img_recon.figures import (
+    PANEL_INCHES,
+    label_of,
+    new_figure,
+    panel_path,
+    save_figure,
+    shown_text,
+)
 from img2img_recon.metrics import image_psnr
 from img2img_recon.support.errors import InputError
+
+if TYPE_CHECKING:
+    from denoise_tasks.cases import Case
 
 ZOOM = 4
 
@@ -77,3 +88,15 @@ def denoising_panel(
     if title:
         figure.suptitle(shown_text(title), fontsize=9, y=1 - 0.05 / total[1], va="top")
     save_figure(figure, path)
+
+
+def panels_in(
+    folder: Path, before: str, between: str
+) -> Callable[[int, Case, Mapping[str, np.ndarray], np.ndarray], None]:
+    """What draws the panels of `scoring.score_cases` into a folder; their names are `before`, number and image."""
+
+    def draw(number: int, case: Case, images: Mapping[str, np.ndarray], clean: np.ndarray) -> None:
+        path = panel_path(folder, f"{before}{number:02}{between}{Path(case.name).stem}")
+        denoising_panel(path, images, clean, title=case.name)
+
+    return draw

@@ -6,24 +6,18 @@ A new method is a class here and a row of `METHODS`. Images and sigmas are in im
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from denoise_tasks.noise import Image, check_image
+from img2img_recon.figures import label_of
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.processes import available_cores, map_in_processes
 from img2img_recon.support.progress import Track, silent
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-# By how much of itself the level that a network was trained for may be missed without a warning.
-LEVEL_TOLERANCE = 0.2
 
 
 class Denoiser(ABC):
@@ -34,7 +28,7 @@ class Denoiser(ABC):
         in_chans: channels of the pictures it is made for; None for any.
         needs_sigma: whether it must be told how strong the noise is.
         task: what its network was trained for, gaussian or pairs; None for a classical method.
-        slow: whether it takes seconds an image; several are then worked on in processes.
+        slow: whether it takes seconds an image; several are then worked on in processes, which import its class.
     """
 
     name: str
@@ -77,7 +71,21 @@ class Denoiser(ABC):
         Raises:
             InputError: what `denoise` refuses, before anything is computed where the method is slow.
         """
-        return [self.denoise(image, sigma) for image, sigma in zip(noisy, sigmas, strict=True)]
+        tasks = list(zip(noisy, sigmas, strict=True))
+        if not self.slow:
+            return [self.denoise(*task) for task in tasks]
+        for place, (image, sigma) in enumerate(tasks if self.needs_sigma else ()):
+            _checked_sigma(image, sigma, f"noisy image {place}")
+        count = available_cores() if workers is None else workers
+        results = map_in_processes(self._denoise_task, tasks, count)
+        try:
+            return list(track(results, label_of(self.name), len(tasks)))
+        finally:
+            # An error inside `track` leaves the generator waiting; closing it ends the workers now.
+            results.close()
+
+    def _denoise_task(self, task: tuple[Image, float | None]) -> Image:
+        return self.denoise(*task)
 
     def details(self) -> dict[str, Any]:
         """What a table of results says about it, JSON-serialisable."""
@@ -175,29 +183,6 @@ class BM3D(Denoiser):
         profile.num_threads = 1
         return getattr(bm3d, function)(image, sigma, profile)
 
-    def denoise_many(
-        self,
-        noisy: Sequence[Image],
-        sigmas: Sequence[float | None],
-        *,
-        workers: int | None = None,
-        track: Track = silent,
-    ) -> list[Image]:
-        """See `Denoiser.denoise_many`; the results are those of `denoise`, to the bit."""
-        tasks = list(zip(noisy, sigmas, strict=True))
-        for place, (image, sigma) in enumerate(tasks):
-            _checked_sigma(image, sigma, f"noisy image {place}")
-        count = available_cores() if workers is None else workers
-        results = map_in_processes(self._denoise_task, tasks, count)
-        try:
-            return list(track(results, "BM3D", len(tasks)))
-        finally:
-            # An error inside `track` leaves the generator waiting; closing it ends the workers now.
-            results.close()
-
-    def _denoise_task(self, task: tuple[Image, float | None]) -> Image:
-        return self.denoise(*task)
-
 
 class BM3DChannelwise(BM3D):
     """BM3D as the paper (arXiv:2202.02018) calls it: blocks are matched on the red channel alone."""
@@ -206,123 +191,6 @@ class BM3DChannelwise(BM3D):
 
     def _colour(self, image: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
         return self._package(image, sigma)
-
-
-class TrainedDenoiser(Denoiser):
-    """A trained network on pictures of any size, in bounded memory; see `img2img_recon.denoising`.
-
-    Args:
-        network: maps (B, C, H, W) in [0, 1] of any size to the same shape, with the noise level where it
-            takes one.
-        config: what the network was trained for: its run's stored configuration, or its description.
-        name: of the method.
-        device: where the network runs; it is moved there.
-        self_ensemble: take the mean over the eight flips and quarter turns of the picture.
-        tile: side in pixels of what goes through the network at once; None: as suits it and the device.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        config: Mapping[str, Any],
-        name: str,
-        *,
-        device: torch.device | str = "cpu",
-        self_ensemble: bool = False,
-        tile: int | None = None,
-    ) -> None:
-        import torch
-
-        from img2img_recon.denoising import bound_tiles
-        from img2img_recon.wrappers import SelfEnsemble
-
-        self.name, self.config = name, config
-        self.device = torch.device(device)
-        self.network = network.eval().to(self.device)
-        self.task, self.trained_sigma = str(config["task"]), config.get("sigma")
-        self.in_chans: int = config["options"]["in_chans"]
-        self.needs_sigma = bool(getattr(network, "noise_level_plane", False))
-        bound_tiles(self.network, tile, self.device)
-        self._mapping = SelfEnsemble(self.network) if self_ensemble else self.network
-
-    @property
-    def trained_levels(self) -> tuple[float, float] | None:
-        """Least and greatest sigma of its training, of 255 grey levels; None for real noise."""
-        own = self.trained_sigma
-        if own is None:
-            return None
-        return (own[0], own[1]) if isinstance(own, Sequence) else (own, own)
-
-    @property
-    def trained_words(self) -> str:
-        """`trained_levels` in words."""
-        return " to ".join(f"{level:g}" for level in sorted(set(self.trained_levels or ())))
-
-    def denoise(self, noisy: Image, sigma: float | None) -> Image:
-        """See `Denoiser.denoise`; `sigma` says something only to networks trained for many levels.
-
-        Raises:
-            InputError: numbers of channels that do not go together, or too little memory.
-        """
-        import torch
-
-        from img2img_recon.denoising import clean_images
-
-        with torch.inference_mode():
-            image = torch.from_numpy(np.ascontiguousarray(noisy)).permute(2, 0, 1)[None]
-            level = None if sigma is None else torch.tensor([sigma], device=self.device)
-            output = clean_images(self._mapping, image.to(self.device), level)
-            return output[0].permute(1, 2, 0).float().cpu().numpy()
-
-    def details(self) -> dict[str, Any]:
-        """Network, size and what it was trained for."""
-        return {
-            "model": self.config["model"],
-            "trained_for_sigma": self.trained_sigma,
-            "trained_under_protocol": self.config.get("protocol"),
-            "parameters": sum(p.numel() for p in self.network.parameters()),
-        }
-
-    def level_warning(self, sigma: float, how: str) -> str | None:
-        """See `Denoiser.level_warning`."""
-        own = self.trained_levels
-        if own is None:
-            if how == "given" and not self.needs_sigma:
-                return (
-                    f"sigma {sigma:g} given, but the network was trained on real noise of any level"
-                )
-            return None
-        least, most = own
-        if (1 - LEVEL_TOLERANCE) * least <= sigma <= (1 + LEVEL_TOLERANCE) * most:
-            return None
-        direction = "too much is removed" if sigma < least else "noise will be left"
-        return (
-            f"noise of sigma {sigma:.3g} {how}, the network was trained for {self.trained_words}: "
-            f"{direction}"
-        )
-
-
-class ShippedDenoiser(Denoiser):
-    """The networks that come with the package: the one for grey or the one for colour, as the picture is.
-
-    Args:
-        **options: of `load_run`.
-    """
-
-    name = "shipped"
-
-    def __init__(self, **options: Any) -> None:
-        self.options = options
-        self.opened: dict[str, TrainedDenoiser] = {}
-
-    def denoise(self, noisy: Image, sigma: float | None) -> Image:
-        """See `Denoiser.denoise`."""
-        from img2img_recon.denoising import default_name
-
-        name = default_name(bool((noisy == noisy[..., :1]).all()))
-        if name not in self.opened:
-            self.opened[name] = load_run(name, **self.options)
-        return self.opened[name].denoise(noisy, sigma)
 
 
 METHODS: dict[str, Callable[[], Denoiser]] = {
@@ -335,11 +203,12 @@ def make_method(word: str, **options: Any) -> Denoiser:
 
     Args:
         word: the name or the path.
-        **options: of `load_run`, for a run.
+        **options: of `trained.load_run`, for a network.
 
     Raises:
         InputError: neither, or what `load_run` says.
     """
+    from denoise_tasks.trained import load_run
     from img2img_recon.trained import shipped
 
     if word in METHODS:
@@ -350,28 +219,3 @@ def make_method(word: str, **options: Any) -> Denoiser:
             "a checkpoint or a .safetensors file"
         )
     return load_run(word, **options)
-
-
-def load_run(
-    source: Path | str, *, name: str | None = None, accelerator: str = "auto", **options: Any
-) -> TrainedDenoiser:
-    """The trained network of a name, run folder, checkpoint or weights file.
-
-    Args:
-        source: see `img2img_recon.load`.
-        name: of the method; the source's by default.
-        accelerator: where it runs, as Lightning calls it.
-        **options: of `TrainedDenoiser`.
-
-    Raises:
-        InputError: no such network, one of another task, weights of another network, or an accelerator that
-            is not here.
-    """
-    from denoise_tasks.task import TASKS
-    from img2img_recon.trained import load, pick_device
-
-    device = pick_device(accelerator)
-    network = load(source, tasks=("denoising", *TASKS))
-    description: Mapping[str, Any] = network.description  # type: ignore[assignment]
-    name = name or Path(source).resolve().name.removesuffix(".safetensors")
-    return TrainedDenoiser(network, description, name, device=device, **options)

@@ -1,10 +1,10 @@
-"""Flags of a denoising training."""
+"""Flags of a denoising training, and recipes: what they come to where they are not given."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from img2img_recon.support.cli import flag
 from img2img_recon.support.errors import InputError
@@ -19,6 +19,46 @@ from img2img_recon.support.types import (
 from img2img_recon.training.options import TrainingFlags
 
 Protocol = Literal["paper", "standard"]
+
+USUAL: dict[str, Any] = {"augment": False, "protocol": "standard"}
+ADDED_NOISE = USUAL | {"sigma": 30.0, "crops_per_image": 1}
+PAPER = {"crop_size": 256, "halve_at_epoch": 50, "num_workers": 2}
+# The paper's settings (arXiv:2202.02018 and its code), and minutes on two cores: what the built-in
+# photographs are trained with.
+RECIPES: dict[str, dict[str, Any]] = {
+    "gaussian": {
+        **ADDED_NOISE,
+        **PAPER,
+        "max_epochs": 60,
+        "lr": 1e-3,
+        "batch_size": 12,
+        "protocol": "paper",
+    },
+    "pairs": {**USUAL, **PAPER, "max_epochs": 100, "lr": 5e-4, "batch_size": 8},
+    "built-in": {
+        **ADDED_NOISE,
+        "max_epochs": 12,
+        "lr": 2e-3,
+        "batch_size": 16,
+        "crop_size": 64,
+        "crops_per_image": 96,
+        "augment": True,
+        "num_workers": 0,
+        "gradient_clip_val": 1.0,
+        "halve_at_epoch": 0,
+    },
+}
+LAPTOP_NETWORKS: dict[str, dict[str, Any]] = {
+    "img2img_mixer": {"patch_size": 4, "embed_dim": 64, "depth": 6, "mlp_ratio": 2},
+    "linear_mixer": {"patch_size": 4, "embed_dim": 64, "depth": 6, "mlp_ratio": 2},
+    "multires_mixer": {"embed_dim": 24},
+    "original_mixer": {"patch_size": 4, "embed_dim": 64, "depth": 4},
+    "vit": {"embed_dim": 88, "depth": 3, "num_heads": 4, "patch_size": 8},
+    "dncnn": {"depth": 8, "chans": 32},
+    "unet": {"chans": 8},
+}
+# Side of the part of a photograph of a pair that is cut into patches, as published for SIDD.
+PAIRS_CENTRE = 2048
 
 
 @dataclass(frozen=True, kw_only=True)

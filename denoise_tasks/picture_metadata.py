@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageCms, ImageFile
 
-from img2img_recon.support.errors import InputError
+from img2img_recon.support.errors import InputError, reason
 
 READ = "PNG, JPEG, TIFF, WebP, AVIF or BMP, 8 or 16 bits, grey or RGB, with or without alpha"
 HEIC = "for HEIC pip install pillow-heif"
@@ -82,12 +82,7 @@ def optional(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        warn(path, f"its {what} cannot be read and is left out ({in_short(error)})")
-
-
-def in_short(error: Exception) -> str:
-    """What a library says of a broken file, on one line and of a bounded length."""
-    return " ".join(str(error).split())[:120] or type(error).__name__
+        warn(path, f"its {what} cannot be read and is left out ({reason(error)})")
 
 
 def check_pages(path: Path, count: int) -> None:

@@ -24,12 +24,11 @@ from denoise_tasks.picture_metadata import (
     Metadata,
     PictureFile,
     check_pages,
-    in_short,
     unsupported,
     warn,
 )
 from denoise_tasks.picture_span import Span
-from img2img_recon.support.errors import InputError
+from img2img_recon.support.errors import InputError, reason
 from img2img_recon.support.files import atomic_path
 
 ENDINGS = tuple(FORMATS)
@@ -179,22 +178,6 @@ def open_picture(path: Path) -> PictureFile:
     return pages[0]
 
 
-def check_picture(path: Path, target: Path | None = None) -> None:
-    """Decode a picture and forget it, to know that `read_picture` will succeed.
-
-    Args:
-        path: the picture.
-        target: file that a picture like this one is to be written to; its format must hold the
-            alpha channel and the metadata.
-
-    Raises:
-        InputError: as `read_picture` and `write_picture`.
-    """
-    picture = read_picture(path)
-    if target is not None:
-        check_target(picture, path, target)
-
-
 def check_target(picture: Picture, path: Path, target: Path) -> None:
     """Check that the picture read from `path` can be written to `target`, with alpha and metadata.
 
@@ -296,7 +279,7 @@ def _naming(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except Exception as error:
         # Broken files are reported in a dozen ways: OSError, SyntaxError, ValueError, zlib.error ...
-        raise InputError(f"{path}: truncated or broken picture ({in_short(error)})") from None
+        raise InputError(f"{path}: truncated or broken picture ({reason(error)})") from None
 
 
 @contextmanager
@@ -310,7 +293,7 @@ def _writing(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
     except (ValueError, TypeError, RuntimeError, struct.error) as error:
         # Metadata that the format has no room for.
-        raise InputError(f"{path}: cannot be written ({in_short(error)})") from None
+        raise InputError(f"{path}: cannot be written ({reason(error)})") from None
 
 
 def _stored(pixels: np.ndarray, like: Picture, path: Path) -> tuple[np.ndarray, Metadata]:

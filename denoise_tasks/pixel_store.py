@@ -84,7 +84,6 @@ def open_store(
     root: Path,
     channels: int,
     centre_size: int | None = None,
-    skip_broken: bool = True,
     on_broken: Callable[[str], None] = lambda message: None,
     track: Track = silent,
 ) -> PixelStore:
@@ -98,12 +97,11 @@ def open_store(
         root: folder that the stored names are relative to.
         channels: 1 or 3; see `with_channels`.
         centre_size: keep the central square of this side; None keeps whole images.
-        skip_broken: leave out what cannot be decoded, instead of raising.
-        on_broken: told what was left out, each time the store is opened.
+        on_broken: told what cannot be decoded and was left out, each time the store is opened.
         track: progress over the files.
 
     Raises:
-        InputError: a broken image and not `skip_broken`, or nothing left.
+        InputError: none of the images can be decoded.
     """
     stats = [path.stat() for path in paths]
     identity = {
@@ -114,7 +112,6 @@ def open_store(
         ],
         "channels": channels,
         "centre_size": centre_size,
-        "skip_broken": skip_broken,
     }
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
     cache = cache_dir("pixels")
@@ -126,8 +123,6 @@ def open_store(
             direct = picture.bits == 8 and picture.samples.shape[2] <= channels
             pixels = with_channels(picture.samples if direct else picture.pixels, channels)
         except InputError as error:
-            if not skip_broken:
-                raise
             return str(error)
         kept = pixels if centre_size is None else centre(pixels, centre_size)
         return kept if direct else np.round(kept * 255).astype(np.uint8)

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from img2img_recon.support.cli import flag, parse_config, script
-from img2img_recon.support.errors import InputError
+from img2img_recon.support.errors import InputError, reason
 from img2img_recon.support.types import GreyLevels, NonNegativeFloat
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 LARGEST_BYTES = 4_000_000
-# What of a run's configuration a shipped network says of itself.
-KEPT = ("model", "options", "wrapper", "sigma", "protocol", "noise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +78,8 @@ def opened(config: ReleaseConfig) -> nn.Module:
         options = json.loads(config.options.read_text())
         content = torch.load(config.source, map_location="cpu", weights_only=True)
     except (OSError, ValueError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(f"{config.source} with --options {config.options}: {reason}") from None
+        files = f"{config.source} with --options {config.options}"
+        raise InputError(f"{files}: {reason(error)}") from None
     description = {
         "model": "window_mixer",
         "options": options.get("network", options),
@@ -99,6 +97,7 @@ def release(config: ReleaseConfig) -> Path:
     Raises:
         InputError: as `opened`, or the file would be too large.
     """
+    from img2img_recon.hub import KEPT
     from img2img_recon.weights_file import write_weights
 
     network = opened(config)

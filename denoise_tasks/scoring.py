@@ -7,23 +7,13 @@ import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from denoise_tasks.cases import Case
 from denoise_tasks.methods import Denoiser
-from denoise_tasks.noise import (
-    clip_and_round,
-    image_units,
-    noise_seed,
-    noisy_copy,
-    oracle_sigma,
-    prepare_clean,
-)
-from denoise_tasks.pairs import Pair
-from denoise_tasks.pictures import read_picture
-from denoise_tasks.pixel_store import with_channels
+from denoise_tasks.noise import clip_and_round, image_units, oracle_sigma
 from img2img_recon.metrics import image_scores
 from img2img_recon.noise_level import estimate_sigma
 from img2img_recon.perceptual_metrics import LABELS, Score, settings
@@ -46,34 +36,16 @@ MIN_SCORED = 11  # side of SSIM's window
 # noisy ones.
 CHUNK_PIXELS = 32_000_000
 
-Load = Callable[[], tuple[np.ndarray, np.ndarray]]
+Draw = Callable[[int, Case, Mapping[str, np.ndarray], np.ndarray], None]
 SigmaSource = Literal["given", "oracle", "estimated"]
 
 
-class Case(NamedTuple):
-    """One noisy image to denoise.
-
-    Attributes:
-        name: unique among the cases.
-        load: gives clean and noisy image, float32 (H, W, C) in [0, 1].
-        sigma: known standard deviation of the noise in [0, 255] units; None for real noise.
-        protocol: a key of `PROTOCOL_NOTES`.
-    """
-
-    name: str
-    load: Load
-    sigma: float | None
-    protocol: str
-
-
 class Row(NamedTuple):
-    """The scores of one method on one image."""
+    """The scores of one method on one image, by their names."""
 
     image: str
     method: str
-    psnr: float
-    ssim: float
-    more: Mapping[str, float] = {}
+    scores: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -96,15 +68,11 @@ class Result:
 
     def columns(self) -> list[str]:
         """What the scores are of."""
-        return ["psnr", "ssim", *self.rows[0].more]
+        return list(self.rows[0].scores)
 
-    def scores(self, method: str) -> dict[str, dict[str, float]]:
+    def scores(self, method: str) -> dict[str, Mapping[str, float]]:
         """Scores of a method by image."""
-        return {
-            row.image: {"psnr": row.psnr, "ssim": row.ssim, **row.more}
-            for row in self.rows
-            if row.method == method
-        }
+        return {row.image: row.scores for row in self.rows if row.method == method}
 
     def means(self) -> Iterator[tuple[str, int, dict[str, float]]]:
         """Method, number of images and mean scores: over all images, then over those that all methods have."""
@@ -118,63 +86,6 @@ class Result:
             for method, rows in scores.items():
                 subset = {name: rows[name] for name in rows if name in common}
                 yield method, len(common), mean_scores(subset)
-
-
-def gaussian_cases(
-    paths: Sequence[Path], root: Path, channels: int, sigma: float, protocol: str
-) -> list[Case]:
-    """Images with noise of one level.
-
-    Args:
-        paths: image files.
-        root: folder that names are relative to; `paper` seeds an image's noise by its name.
-        channels: 1 or 3.
-        sigma: in [0, 255] units.
-        protocol: see `denoise_tasks.noise`.
-    """
-
-    def case(path: Path) -> Case:
-        name = path.relative_to(root).as_posix()
-
-        def load() -> tuple[np.ndarray, np.ndarray]:
-            pixels = with_channels(read_picture(path).pixels, channels)
-            try:
-                clean = prepare_clean(pixels, protocol)
-            except InputError as error:
-                raise InputError(f"{path}: {error}") from None
-            return clean, noisy_copy(clean, sigma, protocol, noise_seed(protocol, name))
-
-        return Case(name, load, sigma, protocol)
-
-    return [case(path) for path in paths]
-
-
-def pair_cases(pairs: Sequence[Pair], channels: int) -> list[Case]:
-    """Whole pictures with real noise."""
-
-    def case(pair: Pair) -> Case:
-        def load() -> tuple[np.ndarray, np.ndarray]:
-            clean, noisy = (read_picture(path).pixels for path in (pair.clean, pair.noisy))
-            return with_channels(clean, channels), with_channels(noisy, channels)
-
-        return Case(pair.name, load, None, "pairs")
-
-    return [case(pair) for pair in pairs]
-
-
-def block_cases(noisy: np.ndarray, clean: np.ndarray) -> list[Case]:
-    """SIDD's validation blocks, uint8 (images, blocks, H, W, 3) each."""
-
-    def case(i: int, j: int) -> Case:
-        def load() -> tuple[np.ndarray, np.ndarray]:
-            return clean[i, j].astype(np.float32) / 255, noisy[i, j].astype(np.float32) / 255
-
-        return Case(f"image {i} block {j}", load, None, "pairs")
-
-    return [case(i, j) for i in range(noisy.shape[0]) for j in range(noisy.shape[1])]
-
-
-Draw = Callable[[int, Case, Mapping[str, np.ndarray], np.ndarray], None]
 
 
 def mean_scores(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -234,8 +145,8 @@ def score_cases(
         for (case, clean, _), images in zip(chunk, outputs, strict=True):
             for name, image in images.items():
                 more = {key: score(clean[None], image[None]) for key, score in metrics.items()}
-                scores = image_scores(clean, image, data_range=1)
-                rows.append(Row(case.name, name, **scores, more=more))
+                scores = image_scores(clean, image, data_range=1) | more
+                rows.append(Row(case.name, name, scores))
             if draw is not None and number < panels:
                 draw(number, case, images, clean)
             number += 1
@@ -314,9 +225,10 @@ def to_csv(results: Sequence[Result]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["data", "protocol", "image", "method", *results[0].columns()])
     for result in results:
-        by_method = {method: result.scores(method) for method in result.methods()}
-        rows = [(row.image, row.method, by_method[row.method][row.image]) for row in result.rows]
-        rows += [(f"mean of {count}", method, scores) for method, count, scores in result.means()]
+        rows = list(result.rows)
+        rows += [
+            Row(f"mean of {count}", method, scores) for method, count, scores in result.means()
+        ]
         for image, method, scores in rows:
             figures = [f"{value:.{4 if key == 'psnr' else 5}f}" for key, value in scores.items()]
             writer.writerow([result.title, result.protocol, image, method, *figures])

@@ -17,163 +17,113 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from denoise_tasks.pairs import some
-from img2img_recon.support.errors import InputError
+from img2img_recon.support.errors import InputError, reason
 from img2img_recon.support.files import atomic_path
 
 Blocks = NDArray[np.uint8]
+Counts = tuple[int, int]
 
 BENCHMARK_KEY = "BenchmarkNoisyBlocksSrgb"
 VALIDATION_KEYS = ("ValidationNoisyBlocksSrgb", "ValidationGtBlocksSrgb")
 DENOISED_KEY, TIME_KEY, OPTIONAL_KEY = "DenoisedBlocksSrgb", "TimeMPSrgb", "OptionalData"
-IMAGES, PER_IMAGE = 40, 32
+COUNTS = (40, 32)  # images, and blocks of each
 BLOCK_SHAPE = (256, 256, 3)
 BLOCK_BYTES = 256 * 256 * 3
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
-class _Variable(NamedTuple):
-    shape: tuple[int, ...]
-    kind: str
+def _read_mat(path: Path) -> dict[str, NDArray[Any]]:
+    """The variables of a MATLAB file, version 5 to 7.2 or 7.3 (HDF5), by name; a cell array holds arrays."""
+    from scipy.io import loadmat
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with path.open("rb") as file:
+            hdf5 = HDF5_SIGNATURE in file.read(520)
+        found = _read_hdf5(path) if hdf5 else loadmat(path, appendmat=False)
+    # A broken file makes the readers raise nearly anything.
+    except Exception as error:
+        raise InputError(f"{path}: cannot be read as a MATLAB file ({reason(error)})") from None
+    return {name: value for name, value in found.items() if not name.startswith(("#", "__"))}
 
 
-class _MatFile:
-    """A MATLAB file, of version 5 to 7.2 or 7.3 (HDF5): what is in it, and one variable at a time.
+def _read_hdf5(path: Path) -> dict[str, NDArray[Any]]:
+    """As scipy's `loadmat` for older files; what a struct holds is left out."""
+    import h5py
 
-    Attributes:
-        variables: shape and MATLAB class of the variables, by name.
-    """
-
-    def __init__(self, path: Path) -> None:
-        import h5py
-
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise InputError(f"{path}: no such file")
-        with self._naming():
-            self.hdf5 = bool(h5py.is_hdf5(self.path))
-            self.variables = dict(self._hdf5_variables() if self.hdf5 else self._mat5_variables())
-
-    @contextmanager
-    def _naming(self) -> Iterator[None]:
-        try:
-            yield
-        except InputError:
-            raise
-        # A broken file makes the readers raise nearly anything.
-        except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(
-                f"{self.path}: cannot be read as a MATLAB file ({reason[:120]})"
-            ) from None
-
-    def _mat5_variables(self) -> Iterator[tuple[str, _Variable]]:
-        from scipy.io import whosmat
-
-        for name, shape, kind in whosmat(self.path, appendmat=False):
-            if not name.startswith("__"):
-                yield name, _Variable(tuple(shape), kind)
-
-    def _hdf5_variables(self) -> Iterator[tuple[str, _Variable]]:
-        import h5py
-
-        with h5py.File(self.path, "r") as file:
-            for name, item in file.items():
-                if name.startswith(("#", "__")):
-                    continue
-                if isinstance(item, h5py.Group):
-                    yield name, _Variable((1, 1), "struct")
-                    continue
-                kind = item.attrs.get("MATLAB_class", str(item.dtype).encode())
-                # MATLAB counts columns first: its axes come out in reverse order.
-                text = kind.decode() if isinstance(kind, bytes) else str(kind)
-                yield name, _Variable(item.shape[::-1], text)
-
-    def read(self, name: str) -> NDArray[Any]:
-        """One variable; a cell array as an object array of arrays."""
-        with self._naming():
-            if not self.hdf5:
-                from scipy.io import loadmat
-
-                return loadmat(self.path, variable_names=[name], appendmat=False)[name]
-            import h5py
-
-            with h5py.File(self.path, "r") as file:
-                item = file[name]
-                if self.variables[name].kind != "cell":
-                    return np.ascontiguousarray(item[()].T)
-                references = item[()].T
-                cells = np.empty(references.shape, dtype=object)
-                for place, reference in np.ndenumerate(references):
-                    cells[place] = np.ascontiguousarray(file[reference][()].T)
-                return cells
+    found = {}
+    with h5py.File(path, "r") as file:
+        for name, item in file.items():
+            if isinstance(item, h5py.Group):
+                found[name] = np.empty((1, 1), [("fields", object)])
+                continue
+            # MATLAB counts columns first: its axes come out in reverse order.
+            found[name] = values = np.ascontiguousarray(item[()].T)
+            if values.dtype == object:  # a cell array, of references
+                for place, reference in np.ndenumerate(values):
+                    values[place] = np.ascontiguousarray(file[reference][()].T)
+    return found
 
 
-def _expected(blocks: int, per_image: int) -> tuple[int, ...]:
-    return (blocks, per_image, *BLOCK_SHAPE)
+def _kind(variable: NDArray[Any]) -> str:
+    """Its type in MATLAB's words."""
+    kind = "struct" if variable.dtype.names else str(variable.dtype)
+    return {"object": "a cell array", "float64": "double", "float32": "single"}.get(kind, kind)
 
 
-def _read_blocks(path: Path, key: str, expected: tuple[int, ...], any_name: bool) -> Blocks:
-    file = _MatFile(path)
-    wanted = _Variable(expected, "uint8")
-    if key not in file.variables and any_name:
+def _said(variable: NDArray[Any]) -> str:
+    return f"{_kind(variable)} {variable.shape}"
+
+
+def _read_blocks(path: Path, key: str, counts: Counts, any_name: bool) -> Blocks:
+    wanted = f"uint8 {(*counts, *BLOCK_SHAPE)}"
+    variables = _read_mat(path)
+    said = {name: _said(value) for name, value in variables.items()}
+    if key not in variables and any_name:
         # Not under a name that says that it is another of SIDD's files.
-        fitting = [
-            name
-            for name, variable in file.variables.items()
-            if variable == wanted and name not in (BENCHMARK_KEY, *VALIDATION_KEYS)
-        ]
+        others = (BENCHMARK_KEY, *VALIDATION_KEYS)
+        fitting = [name for name in said if said[name] == wanted and name not in others]
         key = fitting[0] if len(fitting) == 1 else key
-    if key not in file.variables:
-        there = some([f"{name} {v.kind} {v.shape}" for name, v in file.variables.items()])
-        raise InputError(
-            f"{path}: no {key} in it, expected uint8 {expected}; there is {there or 'nothing'}"
-        )
-    found = file.variables[key]
-    if found != wanted:
-        raise InputError(f"{path}: {key} is {found.kind} {found.shape}, expected uint8 {expected}")
-    return file.read(key)
+    if key not in variables:
+        there = some([f"{name} {words}" for name, words in said.items()]) or "nothing"
+        raise InputError(f"{path}: no {key} in it, expected {wanted}; there is {there}")
+    if said[key] != wanted:
+        raise InputError(f"{path}: {key} is {said[key]}, expected {wanted}")
+    return variables[key]
 
 
-def read_benchmark(path: Path, *, blocks: int = IMAGES, per_image: int = PER_IMAGE) -> Blocks:
-    """The benchmark's noisy blocks, uint8 (images, blocks per image, 256, 256, 3).
-
-    Args:
-        path: `BenchmarkNoisyBlocksSrgb.mat`.
-        blocks: images that the blocks are cut from, 40.
-        per_image: blocks per image, 32.
+def read_benchmark(path: Path, counts: Counts = COUNTS) -> Blocks:
+    """The noisy blocks of `BenchmarkNoisyBlocksSrgb.mat`, uint8 (images, blocks per image, 256, 256, 3).
 
     Raises:
         InputError: no such file, not a MATLAB file, no such variable, another shape or type.
     """
-    return _read_blocks(path, BENCHMARK_KEY, _expected(blocks, per_image), any_name=False)
+    return _read_blocks(path, BENCHMARK_KEY, counts, any_name=False)
 
 
-def read_validation(
-    noisy: Path, clean: Path, *, blocks: int = IMAGES, per_image: int = PER_IMAGE
-) -> tuple[Blocks, Blocks]:
+def read_validation(noisy: Path, clean: Path, counts: Counts = COUNTS) -> tuple[Blocks, Blocks]:
     """Noisy and clean validation blocks, each uint8 (images, blocks per image, 256, 256, 3).
 
     Args:
         noisy: `ValidationNoisyBlocksSrgb.mat`; a variable of another name will do when it is the only
             one of the right shape and type.
         clean: `ValidationGtBlocksSrgb.mat`, likewise.
-        blocks: images that the blocks are cut from, 40.
-        per_image: blocks per image, 32.
+        counts: images, and blocks of each.
 
     Raises:
         InputError: as `read_benchmark`, or the same blocks twice.
     """
-    expected = _expected(blocks, per_image)
-    first = _read_blocks(noisy, VALIDATION_KEYS[0], expected, any_name=True)
-    second = _read_blocks(clean, VALIDATION_KEYS[1], expected, any_name=True)
+    first = _read_blocks(noisy, VALIDATION_KEYS[0], counts, any_name=True)
+    second = _read_blocks(clean, VALIDATION_KEYS[1], counts, any_name=True)
     if np.array_equal(first, second):
         raise InputError(f"{clean}: holds the same blocks as {noisy}, expected the clean ones")
     return first, second
@@ -278,13 +228,8 @@ def _write_mat(
         savemat(file, {DENOISED_KEY: cells, TIME_KEY: float(seconds), OPTIONAL_KEY: texts})
 
 
-def read_submission(path: Path, blocks: int = IMAGES, per_image: int = PER_IMAGE) -> Blocks:
+def read_submission(path: Path, counts: Counts = COUNTS) -> Blocks:
     """The blocks of a submission in either form, uint8 (images, blocks per image, 256, 256, 3).
-
-    Args:
-        path: a `.csv` or `.mat` file.
-        blocks: images that the blocks are cut from, 40.
-        per_image: blocks per image, 32.
 
     Raises:
         InputError: the first thing that the board would not understand.
@@ -293,7 +238,7 @@ def read_submission(path: Path, blocks: int = IMAGES, per_image: int = PER_IMAGE
     check_submission_path(path, overwrite=True)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    result = np.empty(_expected(blocks, per_image), dtype=np.uint8)
+    result = np.empty((*counts, *BLOCK_SHAPE), dtype=np.uint8)
     fill = _fill_from_csv if path.suffix.lower() == ".csv" else _fill_from_mat
     fill(path, result)
     return result
@@ -345,35 +290,30 @@ def _decode_row(text: str, count: int, where: str) -> tuple[int, Blocks]:
 
 
 def _fill_from_mat(path: Path, result: Blocks) -> None:
-    file = _MatFile(path)
+    variables = _read_mat(path)
     for key in (DENOISED_KEY, TIME_KEY, OPTIONAL_KEY):
-        if key not in file.variables:
-            there = some(list(file.variables)) or "nothing"
+        if key not in variables:
+            there = some(list(variables)) or "nothing"
             raise InputError(f"{path}: no {key} in it; there is {there}")
-    if file.variables[OPTIONAL_KEY].kind != "struct":
-        kind = file.variables[OPTIONAL_KEY].kind
-        raise InputError(f"{path}: {OPTIONAL_KEY} is {kind}, expected a struct")
-    seconds = file.read(TIME_KEY)
-    if (
-        seconds.size != 1
-        or not np.issubdtype(seconds.dtype, np.number)
-        or not (np.isfinite(seconds).all() and (seconds >= 0).all())
-    ):
+    denoised, seconds, optional = (variables[k] for k in (DENOISED_KEY, TIME_KEY, OPTIONAL_KEY))
+    if not optional.dtype.names:
+        raise InputError(f"{path}: {OPTIONAL_KEY} is {_kind(optional)}, expected a struct")
+    number = seconds.size == 1 and np.issubdtype(seconds.dtype, np.number)
+    if not number or not 0 <= seconds.item() < np.inf:
         raise InputError(f"{path}: {TIME_KEY} is not a number of seconds, 0 or more")
-    shape, kind = file.variables[DENOISED_KEY]
-    if kind != "cell":
-        if (shape, kind) != (result.shape, "uint8"):
+    if denoised.dtype != object:
+        if _said(denoised) != f"uint8 {result.shape}":
             raise InputError(
-                f"{path}: {DENOISED_KEY} is {kind} {shape}, expected uint8 {result.shape} or a cell "
+                f"{path}: {DENOISED_KEY} is {_said(denoised)}, expected uint8 {result.shape} or a cell "
                 f"array {result.shape[:2]}"
             )
-        result[...] = file.read(DENOISED_KEY)
+        result[...] = denoised
         return
-    if shape != result.shape[:2]:
+    if denoised.shape != result.shape[:2]:
         raise InputError(
-            f"{path}: {DENOISED_KEY} is a cell array {shape}, expected {result.shape[:2]}"
+            f"{path}: {DENOISED_KEY} is {_said(denoised)}, expected {result.shape[:2]}"
         )
-    for place, block in np.ndenumerate(file.read(DENOISED_KEY)):
+    for place, block in np.ndenumerate(denoised):
         if block.shape != BLOCK_SHAPE or block.dtype != np.uint8:
             raise InputError(
                 f"{path}: {DENOISED_KEY} cell {place} is {block.dtype} {block.shape}, expected uint8 "

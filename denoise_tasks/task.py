@@ -8,55 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from denoise_tasks.options import TrainConfig
+from denoise_tasks.options import LAPTOP_NETWORKS, PAIRS_CENTRE, RECIPES, TrainConfig
+from img2img_recon.networks.zoo import MODELS, Row, build_model, complete_config
 from img2img_recon.support.errors import InputError
 from img2img_recon.training.run_folder import RunFolder, config_hash, data_digest
 from img2img_recon.training.task import PreparedRun, Report, Task, TrainingParts, Workload
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import nn
 
-    from denoise_tasks.data import EvalImages, TrainCrops
+    from denoise_tasks.data import EvalImages, RunImages, TrainCrops
     from denoise_tasks.module import DenoisingModule
-    from denoise_tasks.scoring import Case
-    from img2img_recon.networks.zoo import Row
     from img2img_recon.support.progress import Track
 
-# The paper's settings (arXiv:2202.02018 and its code).
-PAPER_RECIPE: dict[str, Any] = {"crop_size": 256, "halve_at_epoch": 50, "num_workers": 2}
-GAUSSIAN_RECIPE = PAPER_RECIPE | {
-    "max_epochs": 60,
-    "lr": 1e-3,
-    "batch_size": 12,
-    "protocol": "paper",
-}
-PAIRS_RECIPE = PAPER_RECIPE | {"max_epochs": 100, "lr": 5e-4, "batch_size": 8}
-
-# Minutes on two cores: what the built-in photographs are trained with.
-LAPTOP_RECIPE: dict[str, Any] = {
-    "max_epochs": 12,
-    "lr": 2e-3,
-    "batch_size": 16,
-    "crop_size": 64,
-    "crops_per_image": 96,
-    "protocol": "standard",
-    "augment": True,
-    "num_workers": 0,
-    "gradient_clip_val": 1.0,
-    "halve_at_epoch": 0,
-}
-LAPTOP_NETWORKS: dict[str, dict[str, Any]] = {
-    "img2img_mixer": {"patch_size": 4, "embed_dim": 64, "depth": 6, "mlp_ratio": 2},
-    "linear_mixer": {"patch_size": 4, "embed_dim": 64, "depth": 6, "mlp_ratio": 2},
-    "multires_mixer": {"embed_dim": 24},
-    "original_mixer": {"patch_size": 4, "embed_dim": 64, "depth": 4},
-    "vit": {"embed_dim": 88, "depth": 3, "num_heads": 4, "patch_size": 8},
-    "dncnn": {"depth": 8, "chans": 32},
-    "unet": {"chans": 8},
-}
-# Side of the part of a photograph of a pair that is cut into patches, as published for SIDD.
-PAIRS_CENTRE = 2048
 PANELS = 8
 
 
@@ -76,9 +40,7 @@ class PreparedDenoising(PreparedRun):
         """Names and sizes of the images of both sides."""
         stores = (self.train.clean, self.val.clean)
         return data_digest(
-            (name, shape)
-            for store in stores
-            for name, shape in zip(store.names, store.shapes, strict=True)
+            file for store in stores for file in zip(store.names, store.shapes, strict=True)
         )
 
     @property
@@ -91,7 +53,6 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
     """What the two tasks have in common.
 
     Attributes:
-        defaults: of flags that no recipe names.
         others_flags: flags of the other task, which this one refuses.
         baselines: methods that a run's own table shows beside its network.
     """
@@ -100,14 +61,11 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
     monitor = "val_metrics/psnr"
     begins_with = ("denoising", "gaussian", "pairs")
     not_identity = ("skip_small",)
-    defaults: ClassVar[Mapping[str, Any]] = {"augment": False, "protocol": "standard"}
     others_flags: ClassVar[tuple[str, ...]] = ()
     baselines: ClassVar[tuple[str, ...]] = ()
 
     def models(self) -> Mapping[str, Row]:
         """All networks of the zoo."""
-        from img2img_recon.networks.zoo import MODELS
-
         return MODELS
 
     def config(self, values: Mapping[str, Any]) -> TrainConfig:
@@ -152,14 +110,12 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
 
     def resolve(self, given: TrainConfig) -> TrainConfig:
         """See `Task.resolve`."""
-        from img2img_recon.networks.zoo import complete_config
-
         given, known = self.begun(given)
         self.check_flags(given)
         if known:
             self.check_beginning(given, known)
         flags, options = self.recipe(given)
-        flags = {**self.defaults, **flags, **self.learnt(known)}
+        flags = {**flags, **self.learnt(known)}
         if given.max_epochs is not None and flags["halve_at_epoch"]:
             # A shorter training halves at the same share of it.
             share = flags["halve_at_epoch"] / flags["max_epochs"]
@@ -182,11 +138,9 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
     def workload(self, config: TrainConfig) -> Workload:
         """See `Task.workload`."""
         images, crop = self.train_images(config), config.crop_size or 1
-        presented = (
-            None
-            if images is None or config.budget_min is not None
-            else images * self.crops_per_image(config) * (config.max_epochs or 1)
-        )
+        if images is None or config.budget_min is not None:
+            return Workload((crop, crop), images, None)
+        presented = images * self.crops_per_image(config) * (config.max_epochs or 1)
         return Workload((crop, crop), images, presented)
 
     def wrapper(self, config: TrainConfig) -> str:
@@ -195,7 +149,6 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
 
     def network(self, config: TrainConfig) -> nn.Module:
         """A network that maps noisy images (B, C, H, W) of any size to denoised ones, not clipped."""
-        from img2img_recon.networks.zoo import build_model
         from img2img_recon.trained import WRAPPERS
 
         return WRAPPERS[self.wrapper(config)](build_model(config.model, **config.options))
@@ -211,9 +164,7 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
         return Path("runs") / f"{self.name}{level}-{config.model}-{config_hash(content)}"
 
     @abstractmethod
-    def images(
-        self, config: TrainConfig, report: Report, track: Track
-    ) -> tuple[TrainCrops, EvalImages]:
+    def images(self, config: TrainConfig, report: Report, track: Track) -> RunImages:
         """Find and decode the images."""
 
     def prepare(self, config: TrainConfig, report: Report) -> PreparedDenoising:
@@ -273,27 +224,20 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
 
     def score(self, prepared: PreparedDenoising) -> dict[str, Any]:
         """See `Task.score`; the network stands beside doing nothing and the `baselines`."""
-        from denoise_tasks.figures import denoising_panel
-        from denoise_tasks.methods import load_run, make_method
+        from denoise_tasks.figures import panels_in
+        from denoise_tasks.methods import make_method
         from denoise_tasks.scoring import mean_scores, score_cases
-        from img2img_recon.figures import panel_path
+        from denoise_tasks.trained import load_run
 
         config, run = prepared.config, prepared.run
         # Validation images are centres of 256 x 256.
         network = load_run(run.path, name=config.model, accelerator=config.accelerator, tile=256)
         methods = [*map(make_method, self.baselines), network]
-
-        def draw(
-            number: int, case: Case, images: Mapping[str, np.ndarray], clean: np.ndarray
-        ) -> None:
-            path = panel_path(run.figures, f"{number:02}-{Path(case.name).stem}")
-            denoising_panel(path, images, clean, title=case.name)
-
         result = score_cases(
             "scoring",
             prepared.val.cases(),
             methods,
-            draw=draw,
+            draw=panels_in(run.figures, "", "-"),
             panels=PANELS,
             track=prepared.track,
         )
@@ -314,7 +258,6 @@ class GaussianTask(DenoisingTask):
     """Clean images, to which noise of known strength is added."""
 
     name = "gaussian"
-    defaults: ClassVar = {**DenoisingTask.defaults, "sigma": 30.0, "crops_per_image": 1}
     others_flags = ("val_scenes",)
     baselines = ("tv",)
 
@@ -331,8 +274,8 @@ class GaussianTask(DenoisingTask):
         many = isinstance(given.sigma, tuple) and given.model.startswith("window_mixer")
         plane = {"noise_level_plane": True} if many else {}
         if given.data_path is not None:
-            return GAUSSIAN_RECIPE, plane
-        return LAPTOP_RECIPE, LAPTOP_NETWORKS.get(given.model, {}) | plane
+            return RECIPES["gaussian"], plane
+        return RECIPES["built-in"], LAPTOP_NETWORKS.get(given.model, {}) | plane
 
     def learnt(self, known: Mapping[str, Any]) -> dict[str, Any]:
         """The levels of noise, and their protocol."""
@@ -353,9 +296,7 @@ class GaussianTask(DenoisingTask):
         """What the flag says."""
         return config.crops_per_image or 1
 
-    def images(
-        self, config: TrainConfig, report: Report, track: Track
-    ) -> tuple[TrainCrops, EvalImages]:
+    def images(self, config: TrainConfig, report: Report, track: Track) -> RunImages:
         """Single images."""
         from denoise_tasks.data import gaussian_images
         from denoise_tasks.noise import unit_hint
@@ -392,15 +333,13 @@ class PairsTask(DenoisingTask):
 
     def recipe(self, given: TrainConfig) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """What the paper trained SIDD with."""
-        return PAIRS_RECIPE, {}
+        return RECIPES["pairs"], {}
 
     def crops_per_image(self, config: TrainConfig) -> int:
         """Patches of the centre of a photograph that is as large as SIDD's."""
         return (PAIRS_CENTRE // (config.crop_size or 1)) ** 2
 
-    def images(
-        self, config: TrainConfig, report: Report, track: Track
-    ) -> tuple[TrainCrops, EvalImages]:
+    def images(self, config: TrainConfig, report: Report, track: Track) -> RunImages:
         """Pairs."""
         from denoise_tasks.data import pair_images
 

@@ -19,18 +19,17 @@ from img2img_recon.training.default_words import default_words
 def print_scores(metrics: Mapping[str, Any], figures: Path) -> None:
     """Print the means and say where things are."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from img2img_recon.figures import label_of
 
     count = len(metrics["images"]["noisy"])
     noise = f"sigma {metrics['sigma']:g}" if metrics["sigma"] else "real noise"
-    table = Table(title=f"{count} validation images, {noise}, protocol {metrics['protocol']}")
-    table.add_column("method")
-    table.add_column("PSNR (dB)", justify="right")
-    table.add_column("SSIM", justify="right")
-    for method, scores in metrics["mean"].items():
-        table.add_row(label_of(method), f"{scores['psnr']:.2f}", f"{scores['ssim']:.4f}")
+    title = f"{count} validation images, {noise}, protocol {metrics['protocol']}"
+    scores = [Column(heading, justify="right") for heading in ("PSNR (dB)", "SSIM")]
+    table = Table("method", *scores, title=title)
+    for method, mean in metrics["mean"].items():
+        table.add_row(label_of(method), f"{mean['psnr']:.2f}", f"{mean['ssim']:.4f}")
     out = Console(markup=False)
     out.print(table)
     out.print(f"scored on: {metrics['scored_on']}", highlight=False)

@@ -23,7 +23,7 @@ from img2img_recon.support.cli import flag, parse_config, script
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import write_json
 from img2img_recon.support.progress import bar, silent
-from img2img_recon.support.types import GreyLevels, NonNegativeInt, PositiveFloat, PositiveInt
+from img2img_recon.support.types import GreyLevels, PositiveFloat, PositiveInt, Seed
 from img2img_recon.training.options import Accelerator
 from img2img_recon.training.run_folder import RunFolder, config_hash
 
@@ -35,7 +35,6 @@ FULL_SIZE, FULL_ITERATIONS = 256, 1501
 SHORT_SIZE, SHORT_ITERATIONS = 96, 300
 # What the U-Net's four poolings and the patches of 4 need.
 MIN_SIZE, SIZE_MULTIPLE = 32, 4
-RESULTS = ("metrics.json", "curves.csv", "figures", "fits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +69,7 @@ class UntrainedConfig:
     lr: PositiveFloat | None = flag(
         None, help="first learning rate; default: each network's own", group="training", basic=True
     )
-    seed: NonNegativeInt = flag(
-        1, help="of noise, input and first weights", group="training", basic=True
-    )
+    seed: Seed = flag(1, help="of noise, input and first weights", group="training", basic=True)
     size: PositiveInt | None = flag(
         None,
         help=f"side of the square picture; default: {FULL_SIZE}, with --short {SHORT_SIZE}",
@@ -90,8 +87,6 @@ class UntrainedConfig:
             raise InputError(
                 f"--size: given {self.size}, allowed: multiples of {SIZE_MULTIPLE} from {MIN_SIZE} on"
             )
-        if self.seed >= 2**32:
-            raise InputError(f"--seed: given {self.seed}, allowed: 0 to {2**32 - 1}")
 
     @property
     def side(self) -> int:
@@ -104,36 +99,29 @@ class UntrainedConfig:
         return self.iterations or (SHORT_ITERATIONS if self.short else FULL_ITERATIONS)
 
 
-def read_targets(config: UntrainedConfig) -> Targets:
-    """Read the picture, or take scikit-image's `camera`, and add the noise."""
+def read_targets(config: UntrainedConfig) -> tuple[Targets, str]:
+    """Read the picture, or take scikit-image's `camera`, and add the noise; the targets and the picture's name."""
     from denoise_tasks.pictures import read_picture
     from denoise_tasks.untrained_study import make_targets, square_picture
 
     if config.image is None:
         import skimage.data
 
-        pixels, name = skimage.data.camera()[..., None] / 255, "scikit-image's camera"
+        name = place = "scikit-image's camera"
+        pixels = skimage.data.camera()[..., None] / 255
     else:
-        pixels, name = read_picture(config.image).pixels, f"--image: {config.image}"
-    return make_targets(square_picture(pixels, config.side, name), config.sigma, config.seed)
-
-
-def holds_study(run: RunFolder) -> bool:
-    """Whether a folder is that of a study, of whatever settings."""
-    try:
-        return run.config().get("task") == "untrained"
-    except InputError:
-        return False
+        name, place = config.image.name, f"--image: {config.image}"
+        pixels = read_picture(config.image).pixels
+    image = square_picture(pixels, config.side, place)
+    return make_targets(image, config.sigma, config.seed), name
 
 
 def start_anew(run: RunFolder, content: Mapping[str, Any]) -> None:
     """Make the folder of one study that of another; what no study wrote stays."""
-    for name in RESULTS:
-        path = run.path / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    for folder in (run.path / "fits", run.figures):
+        shutil.rmtree(folder, ignore_errors=True)
+    for file in (run.path / "curves.csv", run.metrics_file):
+        file.unlink(missing_ok=True)
     write_json(run.config_file, content)
 
 
@@ -143,23 +131,19 @@ def study(config: UntrainedConfig) -> dict[str, Any]:
     Raises:
         InputError: something given cannot be used; nothing is written then.
     """
+    from denoise_tasks import untrained_report as report
     from denoise_tasks.methods import make_method
     from denoise_tasks.untrained_fits import run_fits
-    from denoise_tasks.untrained_report import (
-        collect_results,
-        curves_figure,
-        strip_figure,
-        write_curves,
-    )
     from denoise_tasks.untrained_study import identity
     from img2img_recon.trained import pick_device
 
     device = pick_device(config.accelerator)
     methods = [make_method(word, accelerator=config.accelerator) for word in config.method]
-    targets = read_targets(config)
+    targets, picture = read_targets(config)
     content = identity(config, targets)
     run = RunFolder(config.run or Path("runs") / f"untrained-{config_hash(content)}")
-    anew = config.overwrite and holds_study(run)
+    known = run.config() if config.overwrite and run.config_file.is_file() else {}
+    anew = known.get("task") == "untrained"
     if not anew:
         run.claim(content, dry=True)
     with run.locked():
@@ -167,19 +151,19 @@ def study(config: UntrainedConfig) -> dict[str, Any]:
             start_anew(run, content)
         run.claim(content)
         run.remove_leftovers()
-        picture = "scikit-image's camera" if config.image is None else config.image.name
         said = f"picture: {picture}, {config.side} x {config.side}; writing to {run.path}"
         print(said, file=sys.stderr)
         track = bar if config.progress else silent
-        fits = run_fits(config, targets, run.path / "fits", device=device, track=track)
+        fits = run_fits(config, targets, run.path / "fits", device, track)
         denoised = {
             method.name: method.denoise(targets.noisy[..., None], targets.noise_std)[..., 0]
             for method in methods
         }
-        results = collect_results(fits, targets, denoised, config, picture)
-        write_curves(run.path / "curves.csv", fits)
-        curves_figure(run.figures / "curves.png", fits, targets, denoised)
-        strip_figure(run.figures / "strip.png", fits, targets, denoised)
+        finished = report.Study(config, picture, targets, fits, denoised)
+        results = report.collect_results(finished)
+        report.write_curves(run.path / "curves.csv", fits)
+        report.curves_figure(run.figures / "curves.png", finished)
+        report.strip_figure(run.figures / "strip.png", finished)
         write_json(run.metrics_file, results)
     return results
 

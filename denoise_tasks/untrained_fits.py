@@ -15,10 +15,8 @@ from torch.nn import functional as F
 
 from denoise_tasks.untrained_study import (
     NETWORKS,
-    TARGET_LABELS,
     TARGETS,
     Image,
-    Target,
     Targets,
     halve_every,
     lr_of,
@@ -27,6 +25,7 @@ from denoise_tasks.untrained_study import (
     shown_iterations,
 )
 from img2img_recon.figures import label_of
+from img2img_recon.networks.base import count_parameters
 from img2img_recon.networks.zoo import build_model
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import atomic_path
@@ -73,7 +72,7 @@ class Fit(NamedTuple):
         return int(below[0]) if below.size else None
 
 
-Fits = Mapping[str, Mapping[Target, Fit]]
+Fits = Mapping[str, Mapping[str, Fit]]  # by network and target
 
 
 def first_network(model: str, config: UntrainedConfig) -> nn.Module:
@@ -92,30 +91,20 @@ def first_input(model: str, config: UntrainedConfig) -> Tensor:
 
 def fit_network(
     model: str,
-    target: Target,
+    target: str,
     targets: Targets,
     config: UntrainedConfig,
-    *,
-    device: torch.device | None = None,
+    device: torch.device | str = "cpu",
     track: Track = silent,
 ) -> Fit:
-    """Fit one network to one target from its first weights.
-
-    Args:
-        model: a key of `NETWORKS`.
-        target: which target.
-        targets: picture and noise, (size, size).
-        config: of the study.
-        device: where to compute; the CPU by default.
-        track: shows the iterations.
+    """Fit a network of `NETWORKS` to one target from its first weights.
 
     Raises:
         InputError: the error is no longer a finite number: the learning rate is too high.
     """
-    device = device or torch.device("cpu")
     network = first_network(model, config).to(device).train()
     network_input = first_input(model, config).to(device)
-    wanted = torch.from_numpy(targets.target(target)).to(device)[None, None]
+    wanted = torch.from_numpy(getattr(targets, target)).to(device)[None, None]
     reference = torch.from_numpy(targets.reference(target)).to(device)[None, None]
     optimizer = torch.optim.Adam(network.parameters(), lr=lr_of(model, config))
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, halve_every(config.steps), gamma=0.5)
@@ -123,7 +112,7 @@ def fit_network(
     curves = torch.zeros(2, config.steps, device=device)
     best, least = torch.zeros_like(wanted), torch.full((), torch.inf, device=device)
     shown, kept = list[Tensor](), shown_iterations(config.steps)
-    label = f"{label_of(model)}, {TARGET_LABELS[target]}"
+    label = f"{label_of(model)}, {TARGETS[target]}"
     start = time.perf_counter()
     for iteration in track(range(config.steps), label, config.steps):
         output = network(network_input)
@@ -144,17 +133,11 @@ def fit_network(
     broken = np.flatnonzero(~np.isfinite(mse_target))
     if broken.size:
         raise InputError(
-            f"--lr: with {lr_of(model, config):g} the fit of {model} to {TARGET_LABELS[target]} "
+            f"--lr: with {lr_of(model, config):g} the fit of {model} to {TARGETS[target]} "
             f"diverged at iteration {broken[0]}; give a smaller one"
         )
-    return Fit(
-        mse_target,
-        mse_reference,
-        torch.cat(shown)[:, 0].cpu().numpy(),
-        best[0, 0].cpu().numpy(),
-        sum(weight.numel() for weight in network.parameters()),
-        seconds,
-    )
+    pictures = torch.cat(shown)[:, 0].cpu().numpy(), best[0, 0].cpu().numpy()
+    return Fit(mse_target, mse_reference, *pictures, count_parameters(network), seconds)
 
 
 def save_fit(path: Path, fit: Fit) -> None:
@@ -179,7 +162,7 @@ def load_fit(path: Path) -> Fit | None:
         raise InputError(
             f"{path}: not a fit of this study ({type(error).__name__}); delete it or give another --run"
         ) from None
-    arrays |= {"parameters": int(arrays["parameters"]), "seconds": float(arrays["seconds"])}
+    arrays |= {name: arrays[name].item() for name in ("parameters", "seconds")}
     return Fit(**arrays)
 
 
@@ -187,19 +170,18 @@ def run_fits(
     config: UntrainedConfig,
     targets: Targets,
     folder: Path,
-    *,
-    device: torch.device | None = None,
+    device: torch.device,
     track: Track = silent,
 ) -> Fits:
     """Make the fits that are missing; return all of the folder's finished networks, in the table's order."""
-    fits: dict[str, Mapping[Target, Fit]] = {}
+    fits = {}
     for model in NETWORKS:
-        by_target: dict[Target, Fit] = {}
+        by_target = {}
         for target in TARGETS:
             path = folder / f"{model}-{target}.npz"
             fit = load_fit(path)
             if fit is None and model in config.model:
-                fit = fit_network(model, target, targets, config, device=device, track=track)
+                fit = fit_network(model, target, targets, config, device, track)
                 save_fit(path, fit)
             if fit is not None:
                 by_target[target] = fit

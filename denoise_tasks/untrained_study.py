@@ -23,13 +23,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from denoise_tasks.noise import centre, image_units
+from denoise_tasks.noise import Image, centre, image_units
 from denoise_tasks.pixel_store import with_channels
 from img2img_recon.networks.zoo import model_config
 from img2img_recon.support.errors import InputError
@@ -37,11 +35,8 @@ from img2img_recon.support.errors import InputError
 if TYPE_CHECKING:
     from denoise_tasks.untrained import UntrainedConfig
 
-Image = NDArray[np.float32]
-Target = Literal["image", "noise", "noisy"]
-
-TARGETS: tuple[Target, ...] = get_args(Target)
-TARGET_LABELS: dict[Target, str] = {"image": "image", "noise": "noise", "noisy": "image + noise"}
+# What is fitted, by the names of `Targets`.
+TARGETS = {"image": "image", "noise": "noise", "noisy": "image + noise"}
 NOISE_NORM_RATIO = 0.5
 # Shown from every fit, and these shares of the way to its last iteration.
 SHOWN_FIRST, SHOWN_SHARES = (0, 10, 50, 100), (7 / 15, 11 / 15, 1.0)
@@ -51,30 +46,29 @@ class StudyNetwork(NamedTuple):
     """One network of the study, in the published size and in the one for a laptop."""
 
     zoo_name: str
-    options: Mapping[str, Any]
     lr: float
     short_options: Mapping[str, Any]
     short_lr: float
     published_psnr: float
+    options: Mapping[str, Any] = {}
     input_range: tuple[float, float] = (0, 1)
 
 
 NETWORKS: dict[str, StudyNetwork] = {
     "img2img_mixer": StudyNetwork(
         "img2img_mixer_untrained",
-        {},
         lr=1e-4,
         short_options={"embed_dim": 64, "depth": 6, "mlp_ratio": 2},
         short_lr=1e-2,
         published_psnr=18.1,
     ),
     "unet": StudyNetwork(
-        "unet_c30", {}, lr=5e-3, short_options={"chans": 8}, short_lr=3e-2, published_psnr=20.2
+        "unet_c30", lr=5e-3, short_options={"chans": 8}, short_lr=3e-2, published_psnr=20.2
     ),
     "vit": StudyNetwork(
         "vit_h8",
-        {"embed_dim": 46 * 8},
         lr=1e-3,
+        options={"embed_dim": 46 * 8},
         short_options={"embed_dim": 44 * 2, "num_heads": 2},
         short_lr=1e-3,
         published_psnr=17.3,
@@ -82,14 +76,12 @@ NETWORKS: dict[str, StudyNetwork] = {
     ),
     "original_mixer": StudyNetwork(
         "original_mixer",
-        {},
         lr=5e-4,
         short_options={"embed_dim": 64, "depth": 4, "tokens_mlp_dim": 48, "channels_mlp_dim": 128},
         short_lr=3e-2,
         published_psnr=16.3,
     ),
 }
-PUBLISHED_METHODS = {"bm3d": 23.5}
 
 
 def halve_every(iterations: int) -> int:
@@ -136,13 +128,12 @@ def identity(config: UntrainedConfig, targets: Targets) -> dict[str, Any]:
         "size": config.side,
         "iterations": config.steps,
         **{key: getattr(config, key) for key in ("sigma", "lr", "seed", "short")},
-        "picture_digest": targets.digest,
+        "picture_digest": hashlib.sha256(targets.image.tobytes()).hexdigest()[:10],
         "networks": networks,
     }
 
 
-@dataclass(frozen=True, eq=False)
-class Targets:
+class Targets(NamedTuple):
     """What is fitted: a picture, noise, and their sum. All are float32, (H, W), in units of the picture's maximum.
 
     Args:
@@ -163,18 +154,9 @@ class Targets:
         """The noise's root mean square, in units of the picture's maximum."""
         return float(np.sqrt(np.mean(np.square(self.noise, dtype=np.float64))))
 
-    @property
-    def digest(self) -> str:
-        """Ten hexadecimal digits that tell pictures apart."""
-        return hashlib.sha256(np.ascontiguousarray(self.image).tobytes()).hexdigest()[:10]
-
-    def target(self, name: Target) -> Image:
-        """What a fit of that name is fitted to."""
-        return {"image": self.image, "noise": self.noise, "noisy": self.noisy}[name]
-
-    def reference(self, name: Target) -> Image:
+    def reference(self, target: str) -> Image:
         """What a fit to that target is compared with: the clean picture, for pure noise the noise."""
-        return self.noise if name == "noise" else self.image
+        return self.noise if target == "noise" else self.image
 
 
 def square_picture(pixels: Image, size: int, name: str) -> Image:
@@ -204,20 +186,19 @@ def square_picture(pixels: Image, size: int, name: str) -> Image:
         shape = tuple(round(side * size / shorter) for side in grey.shape)
         grey = resize(grey, shape, order=1, anti_aliasing=True)
     square = centre(grey, size)
-    if square.max() - square.min() < 1e-3:
+    if np.ptp(square) < 1e-3:
         raise InputError(f"{name}: its centre is one flat grey; there is nothing to fit")
     return (square / square.max()).astype(np.float32)
 
 
 def make_targets(image: Image, sigma: float | None, seed: int) -> Targets:
-    """Draw the noise of a study.
+    """Draw the noise of a study; the same seed gives the same noise, scaled.
 
     Args:
         image: (H, W), 0 to 1.
         sigma: standard deviation in [0, 255] units; None makes the noise's norm half the picture's.
-        seed: the same seed gives the same noise, scaled.
+        seed: of numpy's legacy generator, which the published noise was drawn with (seed 1).
     """
-    # numpy's legacy generator, which the published noise was drawn with (seed 1).
     noise = np.random.RandomState(seed).standard_normal(image.shape)
     if sigma is None:
         noise *= NOISE_NORM_RATIO * np.linalg.norm(image) / np.linalg.norm(noise)

@@ -210,24 +210,6 @@ def clean_images(network: nn.Module, noisy: Tensor, sigma: Tensor | None) -> Ten
         ) from None
 
 
-def checked_sigma(sigma: float) -> float:
-    """A noise level in units of white.
-
-    Raises:
-        InputError: out of range, or in other units.
-    """
-    if 1 < sigma <= 100:
-        raise InputError(
-            f"sigma: given {sigma:g}, allowed: 0 to {LARGEST_SIGMA:.3f} in units of white; "
-            f"were {sigma:g} of 255 grey levels meant? That is {sigma:g} / 255"
-        )
-    if not 0 <= sigma <= LARGEST_SIGMA * (1 + 1e-6):  # single precision rounds it up
-        raise InputError(
-            f"sigma: given {sigma:g}, allowed: 0 to {LARGEST_SIGMA:.3f} in units of white"
-        )
-    return sigma
-
-
 def noise_levels(sigma: Sigma, count: int) -> Tensor | None:
     """The noise level of every image, (count,), in units of white; None where it is to be estimated.
 
@@ -240,7 +222,12 @@ def noise_levels(sigma: Sigma, count: int) -> Tensor | None:
     if len(given) not in (1, count):
         raise InputError(f"sigma: given {len(given)} numbers; allowed: one, or one of each image")
     for level in given.tolist():
-        checked_sigma(level)
+        if not 0 <= level <= LARGEST_SIGMA * (1 + 1e-6):  # single precision rounds it up
+            grey_levels = f"; were {level:g} of 255 grey levels meant? That is {level:g} / 255"
+            raise InputError(
+                f"sigma: given {level:g}, allowed: 0 to {LARGEST_SIGMA:.3f} in units of white"
+                f"{grey_levels if 1 < level <= 100 else ''}"
+            )
     return given.expand(count)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 WINDOW_PERCENTILE = 99.9
 PANEL_INCHES = 2.6
+ERROR_SCALE = 5
 DOTS_PER_INCH = 150
 LONGEST_PANEL_NAME = 200  # bytes, of the 255 that a file system takes
 
@@ -83,22 +84,18 @@ def reconstruction_panel(
     images: Mapping[str, np.ndarray],
     target: np.ndarray,
     *,
-    error_scale: float = 5,
     title: str = "",
-    data_range: float | None = None,
 ) -> None:
     """Draw reconstructions beside their target, with the magnified error and the scores under each.
 
     All images share the window from 0 to the target's 99.9th percentile, and all errors
-    `error_scale * |image - target|` share the same window, so that panels compare by eye.
+    `ERROR_SCALE * |image - target|` share the same window, so that panels compare by eye.
 
     Args:
         path: the image file to write (PNG, by its ending), atomically.
         images: reconstructions by name, real (H, W), in the target's units, drawn in this order.
         target: real (H, W).
-        error_scale: factor on the errors.
         title: a line above.
-        data_range: for the slice's PSNR and SSIM; the target slice's maximum by default.
 
     Raises:
         InputError: no image, an image of another shape, a target without signal, or a file that
@@ -114,8 +111,7 @@ def reconstruction_panel(
                 f"{path}: {name} has shape {image.shape}, expected the target's {target.shape}"
             )
     top = float(np.percentile(target, WINDOW_PERCENTILE))
-    span = float(target.max()) if data_range is None else data_range
-    if not (top > 0 and span > 0):
+    if not top > 0:
         raise InputError(f"{path}: the target holds no signal to draw")
 
     height, width = target.shape
@@ -138,9 +134,9 @@ def reconstruction_panel(
     for column, (name, image) in enumerate(images.items()):
         axes[0, column].imshow(image, cmap="gray", vmin=0, vmax=top, interpolation="nearest")
         axes[0, column].set_title(shown_text(label_of(name)), fontsize=10)
-        error = error_scale * np.abs(image - target)
+        error = ERROR_SCALE * np.abs(image - target)
         axes[1, column].imshow(error, cmap="gray", vmin=0, vmax=top, interpolation="nearest")
-        scores = volume_scores(target[None], image[None], data_range=span)
+        scores = volume_scores(target[None], image[None], data_range=float(target.max()))
         axes[1, column].text(
             0.5,
             -0.02,
@@ -155,7 +151,7 @@ def reconstruction_panel(
     axes[1, -1].text(
         0.5,
         0.5,
-        f"on the left:\n{error_scale:g} × |error|\nin the same window",
+        f"on the left:\n{ERROR_SCALE} × |error|\nin the same window",
         transform=axes[1, -1].transAxes,
         ha="center",
         va="center",

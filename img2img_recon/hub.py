@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from img2img_recon.networks.base import Described, described
-from img2img_recon.support.errors import InputError
+from img2img_recon.support.errors import InputError, reason
 from img2img_recon.support.files import write_json, write_text
 from img2img_recon.trained import HUB_WEIGHTS, load, shipped
 from img2img_recon.weights_file import read_weights, write_weights
@@ -82,8 +82,7 @@ def from_pretrained(
             word, revision=revision, allow_patterns=[HUB_WEIGHTS, CONFIG, CARD]
         )
     except Exception as error:  # of requests, httpx, the hub: whatever it says is about this name
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{word}: the hub does not give it ({reason})") from None
+        raise InputError(f"{word}: the hub does not give it ({reason(error)})") from None
     return load(folder, tasks=tasks)
 
 

@@ -42,7 +42,6 @@ def nmse(target: Volume, prediction: Volume) -> float:
 
     Raises:
         InputError: the volumes do not fit together, or the target is all zeros.
-
     """
     _check_volumes(target, prediction)
     # float64, because the squares of fastMRI's intensities (1e-6 and less) are tiny.
@@ -60,7 +59,6 @@ def psnr(target: Volume, prediction: Volume, *, data_range: float) -> float:
 
     Raises:
         InputError: the volumes do not fit together, or `data_range` is not positive.
-
     """
     _check_volumes(target, prediction)
     _check_range(data_range)
@@ -74,7 +72,6 @@ def volume_ssim(target: Volume, prediction: Volume, *, data_range: float) -> flo
     Raises:
         InputError: the volumes do not fit together, a side is below 7, or `data_range` is not
             positive.
-
     """
     from skimage.metrics import structural_similarity
 
@@ -99,7 +96,6 @@ def volume_scores(target: Volume, prediction: Volume, *, data_range: float) -> d
         target: the reference, (slices, H, W).
         prediction: the reconstruction, same shape and units.
         data_range: span of the values; fastMRI takes `target.max()`.
-
     """
     return {
         "nmse": nmse(target, prediction),
@@ -109,29 +105,15 @@ def volume_scores(target: Volume, prediction: Volume, *, data_range: float) -> d
 
 
 def image_psnr(clean: Volume, estimate: Volume, *, data_range: float) -> float:
-    """Peak signal-to-noise ratio of one image over all of its channels, in dB.
-
-    Args:
-        clean: the reference, (H, W, C).
-        estimate: same shape and units.
-        data_range: span of the values.
-
-    Raises:
-        InputError: the images do not fit together, or `data_range` is not positive.
-    """
+    """`psnr` of one image (H, W, C), over all of its channels."""
     return psnr(clean, estimate, data_range=data_range)
 
 
 def image_ssim(clean: Volume, estimate: Volume, *, data_range: float) -> float:
-    """Structural similarity of one image as Wang et al. (2004) define it, averaged over channels.
+    """Structural similarity of one image (H, W, C) as Wang et al. (2004) define it, averaged over channels.
 
     scikit-image with `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`: an 11 x 11 Gaussian
     window.
-
-    Args:
-        clean: the reference, (H, W, C).
-        estimate: same shape and units.
-        data_range: span of the values.
 
     Raises:
         InputError: the images do not fit together, a side is below 11, or `data_range` is not positive.
@@ -156,7 +138,7 @@ def image_ssim(clean: Volume, estimate: Volume, *, data_range: float) -> float:
 
 
 def image_scores(clean: Volume, estimate: Volume, *, data_range: float) -> dict[str, float]:
-    """`psnr` and `ssim` of one image (H, W, C); see `image_psnr` and `image_ssim`."""
+    """`image_psnr` and `image_ssim` of one image."""
     return {
         "psnr": image_psnr(clean, estimate, data_range=data_range),
         "ssim": image_ssim(clean, estimate, data_range=data_range),
@@ -168,13 +150,11 @@ def ssim(
     y: Tensor,
     data_range: Tensor | float,
     window_size: int = 7,
-    k1: float = 0.01,
-    k2: float = 0.03,
 ) -> Tensor:
     """Mean structural similarity of each image of a batch.
 
     With means u, variances v and covariance v_xy over a uniform window, sample (n - 1) normalised,
-    c1 = (k1 L)^2 and c2 = (k2 L)^2,
+    c1 = (0.01 L)^2 and c2 = (0.03 L)^2,
 
         SSIM = (2 u_x u_y + c1) (2 v_xy + c2) / ((u_x^2 + u_y^2 + c1) (v_x + v_y + c2)),
 
@@ -187,15 +167,12 @@ def ssim(
         y: images of the same shape.
         data_range: L > 0, the span of the values: one number, or one for each image, (B,).
         window_size: side of the window in pixels, at least 2.
-        k1: constant that stabilises the luminance term.
-        k2: constant that stabilises the contrast-structure term.
 
     Returns:
         (B,), each in [-1, 1]; 1 for equal images.
 
     Raises:
         InputError: shapes differ or do not fit, or the image is smaller than the window.
-
     """
     if x.shape != y.shape or x.ndim != 4:
         raise InputError(
@@ -223,22 +200,15 @@ def ssim(
         u_x, u_y, squares, product = local.unflatten(0, (4, x.shape[0], -1))  # each (B, C, H', W')
         sample = window_size**2 / (window_size**2 - 1)
         u_xy, u_squares = u_x * u_y, u_x * u_x + u_y * u_y
-        c1, c2 = k1**2, k2**2
+        c1, c2 = 0.01**2, 0.03**2
         luminance = (2 * u_xy + c1) / (u_squares + c1)
         structure = (2 * sample * (product - u_xy) + c2) / (sample * (squares - u_squares) + c2)
         return (luminance * structure).flatten(1).mean(1)
 
 
-def ssim_loss(
-    x: Tensor,
-    y: Tensor,
-    data_range: Tensor | float,
-    window_size: int = 7,
-    k1: float = 0.01,
-    k2: float = 0.03,
-) -> Tensor:
+def ssim_loss(x: Tensor, y: Tensor, data_range: Tensor | float, window_size: int = 7) -> Tensor:
     """1 - mean SSIM over the batch, a scalar in [0, 2]; the arguments are those of `ssim`."""
-    return 1 - ssim(x, y, data_range, window_size, k1, k2).mean()
+    return 1 - ssim(x, y, data_range, window_size).mean()
 
 
 class SSIMLoss(nn.Module):
@@ -246,15 +216,12 @@ class SSIMLoss(nn.Module):
 
     Args:
         window_size: side of the window in pixels.
-        k1: constant that stabilises the luminance term.
-        k2: constant that stabilises the contrast-structure term.
-
     """
 
-    def __init__(self, window_size: int = 7, k1: float = 0.01, k2: float = 0.03) -> None:
+    def __init__(self, window_size: int = 7) -> None:
         super().__init__()
-        self.window_size, self.k1, self.k2 = window_size, k1, k2
+        self.window_size = window_size
 
     def forward(self, x: Tensor, y: Tensor, data_range: Tensor | float) -> Tensor:
         """Compute 1 - mean SSIM, a scalar."""
-        return ssim_loss(x, y, data_range, self.window_size, self.k1, self.k2)
+        return ssim_loss(x, y, data_range, self.window_size)

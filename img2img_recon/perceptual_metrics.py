@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 
-from img2img_recon.support.errors import InputError
+from img2img_recon.support.errors import InputError, reason
 
 Name = Literal["psnr", "ssim", "vif", "haarpsi", "lpips", "dists"]
 Score = Callable[[Any, Any], float]
@@ -131,8 +131,7 @@ def _score(name: str, metric: Metric) -> Score:
                 values = [float(function(*pair)) for pair in pairs]
         except ValueError as error:
             size = " x ".join(map(str, clean.shape[1:3]))
-            reason = " ".join(str(error).split())
-            raise InputError(f"--metrics: {name} of {size} pixels: {reason}") from None
+            raise InputError(f"--metrics: {name} of {size} pixels: {reason(error)}") from None
         return sum(values) / len(values)
 
     return mean

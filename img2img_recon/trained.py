@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from img2img_recon.networks.base import Network
 from img2img_recon.networks.zoo import MODELS, build_model, did_you_mean
-from img2img_recon.support.errors import InputError
+from img2img_recon.support.errors import InputError, reason
 from img2img_recon.training.run_folder import RunFolder
-from img2img_recon.weights_file import read_weights
+from img2img_recon.weights_file import read_weights, under
 from img2img_recon.wrappers import AnySize, Normalized, Residual
 
 
@@ -25,24 +25,17 @@ def pick_device(accelerator: str) -> torch.device:
     Raises:
         InputError: an accelerator that is not here, or that torch alone does not know.
     """
-    found = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    gpu = next((name for name in ("mps", "cuda") if found[name]), None)
-    wanted = {"auto": gpu or "cpu", "gpu": gpu}.get(accelerator, accelerator)
-    if wanted is None or not found.get(wanted, False):
-        here = [
-            "auto",
-            *(name for name, there in found.items() if there),
-            *(["gpu"] if gpu else []),
-        ]
+    found = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available()}
+    gpus = [name for name, there in found.items() if there]
+    here = {"auto": [*gpus, "cpu"][0], "cpu": "cpu", **{name: name for name in gpus}}
+    if gpus:
+        here["gpu"] = gpus[0]
+    if accelerator not in here:
         raise InputError(
             f"--accelerator: given {accelerator}, which this machine lacks; "
             f"allowed here: {', '.join(here)}"
         )
-    return torch.device(wanted)
+    return torch.device(here[accelerator])
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -57,10 +50,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch reports a foreign file in half a dozen ways: EOFError, RuntimeError, UnpicklingError ...
-        reason = str(error).strip().split("\n")[0][:120]
-        raise InputError(
-            f"{path}: not a checkpoint that can be read safely ({type(error).__name__}: {reason})"
-        ) from None
+        said = f"{type(error).__name__}: {reason(error)}"
+        raise InputError(f"{path}: not a checkpoint that can be read safely ({said})") from None
     if not isinstance(content, dict) or "state_dict" not in content:
         raise InputError(f"{path}: a file of torch, but not a checkpoint (no 'state_dict' in it)")
     return content
@@ -73,21 +64,16 @@ def load_weights(module: nn.Module, checkpoint: Mapping[str, Any], source: Path)
         InputError: the checkpoint is of another network; the first misfit is named.
     """
     own, given = module.state_dict(), checkpoint["state_dict"]
-    missing, surplus = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
-    misfits = [
+    problems = [f"it lacks {key}" for key in sorted(own.keys() - given.keys())]
+    surplus = sorted(given.keys() - own.keys())
+    problems += [f"it holds {key}, which this network lacks" for key in surplus]
+    problems += [
         f"{key} has shape {tuple(given[key].shape)}, expected {tuple(own[key].shape)}"
-        for key in own.keys() & given.keys()
+        for key in sorted(own.keys() & given.keys())
         if own[key].shape != given[key].shape
     ]
-    problem = (
-        f"it lacks {missing[0]}"
-        if missing
-        else f"it holds {surplus[0]}, which this network lacks"
-        if surplus
-        else min(misfits, default=None)
-    )
-    if problem:
-        raise InputError(f"{source}: checkpoint of another network ({problem})")
+    if problems:
+        raise InputError(f"{source}: checkpoint of another network ({problems[0]})")
     module.load_state_dict(given)
 
 
@@ -184,12 +170,7 @@ def read_network(path: Path, child: str = "network") -> tuple[dict[str, Any], di
     if path.suffix == ".safetensors":
         return read_weights(path)
     checkpoint = load_checkpoint(path)
-    before = f"{child}."
-    state = {
-        key.removeprefix(before): value
-        for key, value in checkpoint["state_dict"].items()
-        if key.startswith(before)
-    }
+    state = under(checkpoint["state_dict"], f"{child}.")
     return checkpoint.get("run_config") or {}, state
 
 

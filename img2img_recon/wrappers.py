@@ -67,7 +67,6 @@ def pad_to(
 
     Returns:
         The padded image (..., max(H, height), max(W, width)) and what `unpad` needs to undo it.
-
     """
     H, W = image.shape[-2:]
     missing = (height - H, width - W)
@@ -107,7 +106,6 @@ def tile_positions(length: int, tile: int, overlap: int) -> list[int]:
 
     Returns:
         Increasing positions; the first is 0, the last is length - tile.
-
     """
     if not 0 <= overlap < tile <= length:
         raise InputError(
@@ -127,7 +125,6 @@ def blend_window(length: int, tile: int, overlap: int) -> Tensor:
 
     Returns:
         (number of tiles, tile), float64 on the CPU.
-
     """
     pixels = torch.arange(tile, dtype=torch.float64) + 0.5
     to_edge = torch.minimum(pixels, tile - pixels)
@@ -182,7 +179,6 @@ class Normalized(_Wrapper):
             transformers were trained.
 
     Shapes: (B, C, H, W) -> (B, C', H, W), in the input's dtype and units.
-
     """
 
     def __init__(self, net: nn.Module, zero_padding: int = 1) -> None:
@@ -215,7 +211,6 @@ class Residual(_Wrapper):
         net: the network inside, with as many channels out as in.
 
     Shapes: (B, C, H, W) -> (B, C, H, W).
-
     """
 
     def forward(self, image: Tensor, sigma: Tensor | float | None = None) -> Tensor:
@@ -231,7 +226,6 @@ class SelfEnsemble(_Wrapper):
         net: the network inside, for images of any size.
 
     Shapes: (B, C, H, W) -> (B, C', H, W).
-
     """
 
     def forward(self, image: Tensor, sigma: Tensor | float | None = None) -> Tensor:
@@ -264,7 +258,6 @@ class AnySize(_Wrapper):
 
     Raises:
         InputError: `overlap` or `max_tiles_per_batch` is out of range, or an image has no pixels.
-
     """
 
     def __init__(

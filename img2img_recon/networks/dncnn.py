@@ -26,7 +26,6 @@ class DnCNN(Network):
 
     Raises:
         InputError: `depth` is below 2.
-
     """
 
     def __init__(

@@ -8,27 +8,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from img2img_recon.networks.mixers import LEVELS, Img2ImgMixer, MultiResMixer, OriginalMixer
 from img2img_recon.networks.vit import VisionTransformer
 from img2img_recon.support.errors import InputError
+from img2img_recon.weights_file import foreign_weights, under
 from img2img_recon.wrappers import Normalized
 
 State = dict[str, Tensor]
 
+# Channels per attention head in every published transformer.
 PUBLISHED_HEAD_WIDTH = 44
-"""Channels per attention head in every published transformer."""
-
-CHECKPOINT_SUFFIXES = (".npz", ".pt", ".pth", ".ckpt", ".safetensors")
-
-WRAPPED_UNDER = ("state_dict", "model_state_dict", "model", "state")
-"""Where training programs put the weights inside of a checkpoint."""
 
 
 def load_reference_checkpoint(
@@ -59,10 +54,8 @@ def load_reference_checkpoint(
         InputError: the file cannot be read, its weights are those of no known network, or something
             that cannot be inferred was not given.
         ImportError: it is a U-Net and `fastmri` is not installed.
-
     """
-    contents = _read(Path(checkpoint)) if isinstance(checkpoint, (str, Path)) else checkpoint
-    form, prefix, state = _recognise(_weights(contents))
+    form, prefix, state = _recognise(foreign_weights(checkpoint))
     hints = {"num_heads": num_heads, "img_size": img_size}
     for name, hint in hints.items():
         if hint is not None and name != form.hint:
@@ -107,25 +100,35 @@ def _ratio(state: State, name: str) -> int:
     return hidden // width
 
 
+def _patches(state: State, embedding: str) -> dict[str, int]:
+    """What the weight of the patch embedding tells."""
+    embed_dim, in_chans, patch_size, _ = state[embedding].shape
+    return {"embed_dim": embed_dim, "in_chans": in_chans, "patch_size": patch_size}
+
+
+def _pixels(grid: Sequence[int], patch_size: int) -> tuple[int, int]:
+    """The size of images of so many patches."""
+    return grid[0] * patch_size, grid[1] * patch_size
+
+
 def _image_to_image_mixer(state: State) -> nn.Module:
-    embed_dim, in_chans, patch_size, _ = state["patch_embed.proj.0.weight"].shape
+    patches = _patches(state, "patch_embed.proj.0.weight")
     is_linear = "mixer_layers.0.token_mixing.2.weight" in state
     model = "" if is_linear else "model.0."
     grid = [state[f"mixer_layers.0.token_mixing.{i}.{model}weight"].shape[1] for i in (2, 4)]
     return Img2ImgMixer(
-        img_size=(grid[0] * patch_size, grid[1] * patch_size),
-        in_chans=in_chans,
+        img_size=_pixels(grid, patches["patch_size"]),
         out_chans=state["patch_expand.output.weight"].shape[0],
-        patch_size=patch_size,
-        embed_dim=embed_dim,
         depth=_count(state, r"mixer_layers\.(\d+)\."),
         mlp_ratio=_ratio(state, "mixer_layers.0.channel_mixing.1.model.0.weight"),
         token_mixing="linear" if is_linear else "mlp",
+        **patches,
     )
 
 
 def _original_mixer(state: State, img_size: tuple[int, int] | None) -> nn.Module:
-    embed_dim, in_chans, patch_size, _ = state["embed.proj.0.weight"].shape
+    patches = _patches(state, "embed.proj.0.weight")
+    patch_size = patches["patch_size"]
     tokens_mlp_dim, num_tokens = state["layers.0.token_mixing.2.model.0.weight"].shape
     side = math.isqrt(num_tokens) * patch_size
     if img_size is None and side * side != num_tokens * patch_size**2:
@@ -140,46 +143,40 @@ def _original_mixer(state: State, img_size: tuple[int, int] | None) -> nn.Module
         )
     return OriginalMixer(
         img_size=(H, W),
-        in_chans=in_chans,
         out_chans=state["embed_transpose.proj_transpose.1.weight"].shape[1],
-        patch_size=patch_size,
-        embed_dim=embed_dim,
         depth=_count(state, r"layers\.(\d+)\."),
         tokens_mlp_dim=tokens_mlp_dim,
         channels_mlp_dim=state["layers.0.channel_mixing.1.model.0.weight"].shape[0],
+        **patches,
     )
 
 
 def _multires_mixer(state: State) -> nn.Module:
-    embed_dim, in_chans, patch_size, _ = state["patch_embed.proj.0.weight"].shape
+    patches = _patches(state, "patch_embed.proj.0.weight")
     grid = [state[f"mixer1.token_mixing.{i}.model.0.weight"].shape[1] for i in (2, 4)]
     return MultiResMixer(
-        img_size=(grid[0] * patch_size, grid[1] * patch_size),
-        in_chans=in_chans,
+        img_size=_pixels(grid, patches["patch_size"]),
         out_chans=state["final_expand.output.weight"].shape[0],
-        patch_size=patch_size,
-        embed_dim=embed_dim,
         mlp_ratio=_ratio(state, "mixer1.channel_mixing.1.model.0.weight"),
+        **patches,
     )
 
 
 def _vit(state: State, num_heads: int | None) -> nn.Module:
-    embed_dim, in_chans, patch_size, _ = state["patch_embed.proj.weight"].shape
+    patches = _patches(state, "patch_embed.proj.weight")
+    embed_dim, patch_size = patches["embed_dim"], patches["patch_size"]
     if num_heads is None and embed_dim % PUBLISHED_HEAD_WIDTH:
         raise InputError(
             f"the vision transformer's width {embed_dim} is not a multiple of the published "
             f"{PUBLISHED_HEAD_WIDTH} channels per head; give num_heads"
         )
-    grid = state["pos_embed"].shape[2:]
     return VisionTransformer(
-        img_size=(grid[0] * patch_size, grid[1] * patch_size),
-        in_chans=in_chans,
+        img_size=_pixels(state["pos_embed"].shape[2:], patch_size),
         out_chans=state["head.weight"].shape[0] // patch_size**2,
-        patch_size=patch_size,
-        embed_dim=embed_dim,
         depth=_count(state, r"blocks\.(\d+)\."),
         num_heads=num_heads or embed_dim // PUBLISHED_HEAD_WIDTH,
         mlp_ratio=_ratio(state, "blocks.0.mlp.fc1.weight"),
+        **patches,
     )
 
 
@@ -272,65 +269,45 @@ _VIT = _Form(
     ),
     "num_heads",
 )
-_UNET = _Form(
-    "U-Net",
-    "down_sample_layers.0.layers.0.weight",
-    _unet,
-    ((r"^", "unet."),),
-)
+_UNET = _Form("U-Net", "down_sample_layers.0.layers.0.weight", _unet, ((r"^", "unet."),))
 _FORMS = (_MIXER, _LINEAR, _ORIGINAL, _MULTIRES, _VIT, _UNET)
 
 
 def _recognise(state: State) -> tuple[_Form, str, State]:
     """Find the network of a state, the prefix of its names, and the state without the prefix."""
     for form in _FORMS:
-        prefixes = [
-            name.removesuffix(form.anchor)
-            for name in state
-            if f".{name}".endswith(f".{form.anchor}")
-        ]
-        if not prefixes:
+        found = [name for name in state if f".{name}".endswith(f".{form.anchor}")]
+        if not found:
             continue
-        prefix = prefixes[0]
+        prefix = found[0].removesuffix(form.anchor)
         # A training module's state also holds the window of fastMRI's SSIM loss.
         rest = {name for name in state if not name.startswith(prefix)} - {"loss.w"}
         if rest:
             raise InputError(
                 f"the checkpoint has the {form.title} under {prefix!r} and, beside it, {_some(rest)}"
             )
-        return form, prefix, _under(state, prefix)
+        return form, prefix, under(state, prefix)
     raise InputError(
         f"the checkpoint is of no known network ({', '.join(form.title for form in _FORMS)}); "
         f"it has {_some(state)}"
     )
 
 
-def _under(contents: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """What begins with a prefix, without it."""
-    return {
-        name.removeprefix(prefix): value
-        for name, value in contents.items()
-        if name.startswith(prefix)
-    }
-
-
 def _load(net: nn.Module, state: State, title: str) -> None:
     """Fill `net` with `state`, whose names are ours; convolutions over patches become matrices."""
     ours = net.state_dict()
     missing, unknown = ours.keys() - state.keys(), state.keys() - ours.keys()
-    differences = [f"it misses {_some(missing)}"] if missing else []
-    differences += [f"it has unknown {_some(unknown)}"] if unknown else []
-    if differences:
-        raise InputError(f"the checkpoint does not fit the {title}: {' and '.join(differences)}")
+    problems = [f"it misses {_some(missing)}"] if missing else []
+    problems += [f"it has unknown {_some(unknown)}"] if unknown else []
     fitted = {}
-    for name, own in ours.items():
-        given = state[name]
+    for name in (name for name in ours if name in state):
+        own, given = ours[name], state[name]
         fitted[name] = given.flatten(1) if given.ndim > own.ndim else given
-        if fitted[name].shape != own.shape:
-            raise InputError(
-                f"the checkpoint does not fit the {title}: {name} has shape {tuple(given.shape)} "
-                f"where {tuple(own.shape)} is needed"
-            )
+        if fitted[name].shape != own.shape and not problems:
+            shapes = f"{tuple(given.shape)} where {tuple(own.shape)} is needed"
+            problems = [f"{name} has shape {shapes}"]
+    if problems:
+        raise InputError(f"the checkpoint does not fit the {title}: {' and '.join(problems)}")
     net.load_state_dict(fitted)
 
 
@@ -339,48 +316,3 @@ def _some(names: Mapping[str, Any] | set[str]) -> str:
     first = sorted(names)[:5]
     more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
     return (", ".join(repr(name) for name in first) or "nothing") + more
-
-
-def _weights(contents: Mapping[str, Any]) -> State:
-    """Find the tensors in a checkpoint's contents, wherever they lie."""
-    for key in WRAPPED_UNDER:
-        if isinstance(contents.get(key), Mapping):
-            return _weights(contents[key])
-    # A reference vector holds an input and an output beside the state.
-    contents = _under(contents, "state/") or contents
-    state = {}
-    for name, value in contents.items():
-        if not hasattr(value, "__array__"):
-            raise InputError(
-                f"the checkpoint has {name!r} of type {type(value).__name__}, no tensor"
-            )
-        state[name] = torch.as_tensor(value)
-    return state
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    """Read the contents of a checkpoint file."""
-    if not path.is_file():
-        raise InputError(f"the checkpoint {path} is no file")
-    if path.suffix not in CHECKPOINT_SUFFIXES:
-        raise InputError(
-            f"the checkpoint {path} has none of the endings {', '.join(CHECKPOINT_SUFFIXES)}"
-        )
-    try:
-        if path.suffix == ".npz":
-            import numpy as np
-
-            with np.load(path) as arrays:
-                return dict(arrays)
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # Each of the three libraries reports a foreign file in several ways.
-        reason = str(error).split("\n", 1)[0]
-        raise InputError(f"the checkpoint {path} cannot be read: {reason}") from error
-    if not isinstance(contents, Mapping):
-        raise InputError(f"the checkpoint {path} holds a {type(contents).__name__}, no state")
-    return contents

@@ -18,9 +18,10 @@ import types
 from collections.abc import Iterator
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from img2img_recon.support.errors import InputError
+from img2img_recon.support.values import alternatives
 
 
 class Option(NamedTuple):
@@ -55,11 +56,6 @@ class Option(NamedTuple):
 
 
 _MISFIT = object()
-
-
-def alternatives(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type itself."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _fitted(kind: Any, value: Any, least: int) -> Any:

@@ -19,7 +19,6 @@ class Attention(nn.Module):
         num_heads: number of heads; the scale is (C / num_heads)^-0.5.
 
     Shapes: (B, T, C) -> (B, T, C).
-
     """
 
     def __init__(self, embed_dim: int, num_heads: int) -> None:
@@ -46,7 +45,6 @@ class TransformerBlock(nn.Module):
         mlp_ratio: hidden width of the MLP as a multiple of C.
 
     Shapes: (B, T, C) -> (B, T, C).
-
     """
 
     def __init__(self, embed_dim: int, num_heads: int, mlp_ratio: int) -> None:
@@ -84,7 +82,6 @@ class VisionTransformer(Network):
     Raises:
         InputError: `embed_dim` is not divisible by `num_heads`, `img_size` is smaller than a patch,
             or an image with another number of channels comes in.
-
     """
 
     def __init__(

@@ -140,14 +140,6 @@ class WindowMixer(Network):
             torch._check(units * self.size_unit >= side + least)
         return units * self.size_unit
 
-    def unpadded(self, image: Tensor, sigma: Tensor | float | None = None) -> Tensor:
-        """As `forward`, for images whose sides are at least two `size_unit`s and multiples of it.
-
-        Where crops are trained on, this saves the padding; the outer half unit, which the
-        shifted windows miss, is worse than `forward` makes it and should count for little.
-        """
-        return self._residual(image, self._noise_level(image, sigma))
-
     @property
     def reach(self) -> int | None:
         """How many pixels around a part on the grid of `size_unit`s its output depends on; None: on all."""

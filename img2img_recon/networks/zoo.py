@@ -151,15 +151,6 @@ def find_row(name: str, models: Mapping[str, Row] | None = None) -> Row:
     return models[name]
 
 
-def options_of(name: str) -> dict[str, Option]:
-    """The options of a model by name, with their types, its defaults and one sentence each.
-
-    Raises:
-        InputError: an unknown name.
-    """
-    return find_row(name).options
-
-
 def options_of_all(models: Mapping[str, Row] | None = None) -> dict[str, Option]:
     """The options of all networks of a table (default: the zoo), None standing for the network's default.
 

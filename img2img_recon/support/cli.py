@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from img2img_recon.support.errors import InputError, TrainingError
+from img2img_recon.support.errors import InputError, TrainingError, named, reason
 from img2img_recon.support.files import NO_ROOM, no_room
 from img2img_recon.support.flags import Flag, flag, flags_of, network_options, refusal, typed
 from img2img_recon.support.help_text import Defaults, help_text
@@ -208,14 +208,12 @@ def _stored(file: Path, flags: Mapping[str, Flag]) -> dict[str, list[Any]]:
     except OSError as error:
         raise InputError(f"--config: {file} cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"--config: {file}: no YAML ({' '.join(str(error).split())})") from None
+        raise InputError(f"--config: {file}: no YAML ({reason(error)})") from None
     if not isinstance(content, dict):
         raise InputError(f"--config: {file} holds no flags with their values, as batch_size: 4")
     plain = {str(key): None if value in ("", "~") else value for key, value in content.items()}
-    try:
+    with named(str(file)):
         return {name: [value] for name, value in _typed_values(flags, plain).items()}
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from None
 
 
 def as_yaml(flags: Mapping[str, Flag], values: Mapping[str, Any]) -> str:

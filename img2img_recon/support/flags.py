@@ -82,24 +82,9 @@ class Flag:
         return describe(self.type) + (f", or {NOTHING}" if removable else "")
 
 
-def flag(
-    default: Any = MISSING,
-    *,
-    help: str,
-    group: str = "run",
-    basic: bool = False,
-    positional: bool = False,
-    aliases: tuple[str, ...] = (),
-) -> Any:
+def flag(default: Any = MISSING, *, help: str, **more: Any) -> Any:
     """A dataclass field that is a command-line flag; for the arguments see `Flag`."""
-    given = {
-        "help": help,
-        "group": group,
-        "basic": basic,
-        "positional": positional,
-        "aliases": aliases,
-    }
-    return field(default=default, metadata={"flag": given})
+    return field(default=default, metadata={"flag": {"help": help, **more}})
 
 
 def network_options() -> Any:

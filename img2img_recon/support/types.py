@@ -22,17 +22,12 @@ if TYPE_CHECKING:
     ClosedUnitInterval: TypeAlias = float
     Seed: TypeAlias = int
 else:
-    from jsonargparse.typing import (
-        ClosedUnitInterval,
-        NonNegativeFloat,
-        NonNegativeInt,
-        OpenUnitInterval,
-        PositiveFloat,
-        PositiveInt,
-        restricted_number_type,
-        restricted_string_type,
-    )
+    from jsonargparse import typing
+    from jsonargparse.typing import restricted_number_type, restricted_string_type
 
+    PositiveInt, NonNegativeInt = typing.PositiveInt, typing.NonNegativeInt
+    PositiveFloat, NonNegativeFloat = typing.PositiveFloat, typing.NonNegativeFloat
+    OpenUnitInterval, ClosedUnitInterval = typing.OpenUnitInterval, typing.ClosedUnitInterval
     UnitShare = restricted_number_type("UnitShare", float, [(">", 0), ("<=", 1)])
     ShareBelowOne = restricted_number_type("ShareBelowOne", float, [(">=", 0), ("<", 1)])
     # A noise's standard deviation where white is 255.
@@ -50,20 +45,3 @@ else:
         r"(auto|single_device|(ddp|fsdp|deepspeed|xla)\w*)\Z",
         "auto, ddp, fsdp, deepspeed or another that Lightning knows",
     )
-
-__all__ = [
-    "ClosedUnitInterval",
-    "Devices",
-    "GreyLevels",
-    "GreyLevelsOrNone",
-    "NonNegativeFloat",
-    "NonNegativeInt",
-    "OpenUnitInterval",
-    "Port",
-    "PositiveFloat",
-    "PositiveInt",
-    "Seed",
-    "ShareBelowOne",
-    "Strategy",
-    "UnitShare",
-]

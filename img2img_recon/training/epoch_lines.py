@@ -48,18 +48,13 @@ class EpochLines(Callback):
         self.loss, self.batches = torch.zeros((), device=module.device), 0
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any
     ) -> None:
         """Note the rate of this batch; a schedule has moved on when the batch is over."""
         self.rate = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, *_: Any
     ) -> None:
         """Add to the mean loss, without waiting for the device."""
         self.loss = self.loss + outputs["loss"].detach().float()

@@ -44,28 +44,17 @@ class StopAtFaults(Callback):
         self.monitor = monitor
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, *batch: Any
     ) -> None:
         """Look at the loss of a batch."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        self._check(trainer, "training loss", loss, batch, batch_idx, "train")
+        self._check(trainer, "train", loss, *batch)
 
     def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, *batch: Any
     ) -> None:
         """Look at the validation loss of a batch."""
-        self._check(trainer, "validation loss", outputs, batch, batch_idx, "val")
+        self._check(trainer, "val", outputs, *batch)
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Look at the score."""
@@ -74,12 +63,13 @@ class StopAtFaults(Callback):
             raise fault(self.run, trainer, f"{self.monitor} is {float(score)}")
 
     def _check(
-        self, trainer: pl.Trainer, what: str, loss: Any, batch: Any, batch_idx: int, side: str
+        self, trainer: pl.Trainer, side: str, loss: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         if not isinstance(loss, torch.Tensor) or bool(loss.isfinite().all()):
             return
         names: Sequence[str] = trainer.datamodule.batch_names(batch, batch_idx, side)  # type: ignore[attr-defined]
         where = ", ".join(dict.fromkeys(names))
+        what = {"train": "training loss", "val": "validation loss"}[side]
         raise fault(self.run, trainer, f"{what} is {float(loss.mean())} (batch of {where})")
 
 

@@ -22,7 +22,7 @@ from pytorch_lightning.loggers import (
 )
 from torch import Tensor
 
-from img2img_recon.support.errors import InputError
+from img2img_recon.support.errors import InputError, reason
 from img2img_recon.support.files import write_json
 from img2img_recon.training.run_folder import RunFolder
 
@@ -114,8 +114,7 @@ def make_loggers(run: RunFolder, names: Sequence[str]) -> list[Logger]:
         try:
             made.append(LOGGERS[name](run, known.get(name)))
         except Exception as error:  # whatever a tracker says of its server or folder
-            reason = " ".join(str(error).split())
-            raise InputError(f"--logger: {name} cannot be used: {reason}") from None
+            raise InputError(f"--logger: {name} cannot be used: {reason(error)}") from None
     return made
 
 

@@ -25,20 +25,11 @@ class Muon(torch.optim.Optimizer):
     twentieth of the speed, and Lightning steps one optimiser. So the iteration is in float32 here.
 
     Args:
-        groups: with `params`, `lr` and `muon`.
-        momentum: of Muon, Nesterov's.
-        betas: of AdamW.
-        eps: of AdamW.
+        groups: with `params`, `lr` and `muon`; `momentum` is Muon's (Nesterov), `betas` and `eps` are AdamW's.
     """
 
-    def __init__(
-        self,
-        groups: list[dict[str, Any]],
-        momentum: float = 0.95,
-        betas: tuple[float, float] = (0.9, 0.99),
-        eps: float = 1e-8,
-    ) -> None:
-        super().__init__(groups, {"momentum": momentum, "betas": betas, "eps": eps})
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {"momentum": 0.95, "betas": (0.9, 0.99), "eps": 1e-8})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -160,14 +151,7 @@ class Budget(Callback):
         if trainer.world_size > 1:
             self.used = trainer.strategy.broadcast(self.used)
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        module: pl.LightningModule,
-        outputs: Any = None,
-        batch: Any = None,
-        batch_idx: int = 0,
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         """Lightning validates and ends the epoch when it is told to stop."""
         if self.used >= self.seconds:
             trainer.should_stop = True
@@ -233,14 +217,7 @@ class AverageWeights(Callback):
         else:
             self.other = [p.detach().clone() for p in module.parameters()]
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        module: pl.LightningModule,
-        outputs: Any = None,
-        batch: Any = None,
-        batch_idx: int = 0,
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         """Draw the average towards the weights after every optimiser step."""
         if trainer.global_step == self.steps:
             return

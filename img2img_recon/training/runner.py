@@ -15,7 +15,7 @@ from img2img_recon.support.progress import Track, bar, silent
 from img2img_recon.training.checkpoints import RunCheckpoints
 from img2img_recon.training.faults import not_finite
 from img2img_recon.training.run_folder import RunFolder
-from img2img_recon.training.task import PreparedRun, Report, Task, TrainingParts
+from img2img_recon.training.task import PreparedRun, Task, TrainingParts
 
 
 def is_first_process() -> bool:
@@ -50,13 +50,12 @@ def fit(run: RunFolder, parts: TrainingParts) -> dict[str, Any]:
     return {"fit_seconds": clock.fit_seconds, "parameters": count_parameters(parts.module)}
 
 
-def run_task(task: Task, given: Any, report: Report = report_nothing) -> dict[str, Any]:
-    """Train (or resume), score and draw; what a job on a cluster calls too.
+def run_task(task: Task, given: Any) -> dict[str, Any]:
+    """Train (or resume), score and draw, without a word; what a job on a cluster calls too.
 
     Args:
         task: what is trained.
         given: its configuration, defaults open or settled.
-        report: takes the messages for the person at the terminal.
 
     Returns:
         The content of the run's metrics.json; nothing in processes other than the first.
@@ -64,7 +63,7 @@ def run_task(task: Task, given: Any, report: Report = report_nothing) -> dict[st
     Raises:
         InputError: something given cannot be used.
     """
-    return run_prepared(task, task.prepare(task.resolve(given), report))
+    return run_prepared(task, task.prepare(task.resolve(given), report_nothing))
 
 
 def run_prepared(task: Task, prepared: PreparedRun) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pytorch_lightning.strategies import DDPStrategy, Strategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from img2img_recon.support.errors import InputError
+from img2img_recon.support.errors import InputError, reason
 from img2img_recon.support.seeds import seed_of
 from img2img_recon.training.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from img2img_recon.training.epoch_lines import progress_callback
@@ -78,12 +78,7 @@ class AverageBuffers(Callback):
 def _devices(given: str) -> str | int | list[int]:
     if given == "auto":
         return given
-    try:
-        numbers = [int(part) for part in given.split(",")]
-    except ValueError:
-        raise InputError(
-            f"--devices: given {given}, allowed: auto, a number of devices, or their indices as 0,1"
-        ) from None
+    numbers = [int(part) for part in given.split(",")]
     return numbers if "," in given else numbers[0]
 
 
@@ -114,7 +109,7 @@ def make_trainer(
         config: the flags.
         monitor: the validation metric that chooses the best checkpoint.
         mode: "max" or "min", which of two scores is better.
-        callbacks: the task's own.
+        callbacks: of whoever adds some.
 
     Raises:
         InputError: a flag that Lightning refuses, with its reason.
@@ -163,8 +158,7 @@ def make_trainer(
             f"--{name} {getattr(config, name)}"
             for name in ("accelerator", "devices", "num_nodes", "strategy", "precision")
         )
-        reason = " ".join(str(error).split())
-        raise InputError(f"Lightning refuses {given}: {reason}") from None
+        raise InputError(f"Lightning refuses {given}: {reason(error)}") from None
 
 
 def _cluster_plugins() -> list[SLURMEnvironment]:

@@ -13,9 +13,9 @@ from skimage import data as photographs
 from skimage import img_as_float32
 from torch import Tensor, nn
 
-from denoise_tasks.methods import TrainedDenoiser
 from denoise_tasks.options import TrainConfig
 from denoise_tasks.task import TASKS
+from denoise_tasks.trained import TrainedDenoiser
 from img2img_recon.training.runner import run_task
 from img2img_recon.training.task import Report
 from img2img_recon.wrappers import AnySize

@@ -19,10 +19,11 @@ from skimage import data as photographs
 from torch import Tensor
 
 import img2img_recon
-from denoise_tasks import checked_pictures, denoise, methods, pictures
+from denoise_tasks import checked_pictures, denoise, pictures, trained
 from denoise_tasks import sidd_benchmark as sidd
-from denoise_tasks.methods import METHODS, TotalVariation, TrainedDenoiser
+from denoise_tasks.methods import METHODS, TotalVariation
 from denoise_tasks.pictures import Metadata, Picture, read_picture, write_picture
+from denoise_tasks.trained import TrainedDenoiser
 from img2img_recon.support.errors import InputError
 from tests.denoise_tasks.conftest import denoiser, picture, psnr
 
@@ -40,7 +41,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
             asked.append(source)
             return denoiser(function, **network, **options)
 
-        monkeypatch.setattr(methods, "load_run", load)
+        monkeypatch.setattr(trained, "load_run", load)
         return asked
 
     install()
@@ -544,7 +545,7 @@ def test_sidd_benchmark(
         monkeypatch.setattr(
             sidd,
             function,
-            lambda path, whole=whole: whole(path, blocks=2, per_image=3),
+            lambda path, whole=whole: whole(path, (2, 3)),
         )
     noisy = RNG.integers(0, 256, (2, 3, 256, 256, 3), dtype=np.uint8)
     savemat(tmp_path / "noisy.mat", {sidd.BENCHMARK_KEY: noisy})
@@ -573,7 +574,7 @@ def test_a_classical_method_makes_a_submission_too(
     noisy[:, :, :128] = 200
     monkeypatch.setattr(sidd, "read_benchmark", lambda path: noisy)
     read = sidd.read_submission
-    monkeypatch.setattr(sidd, "read_submission", lambda path: read(path, blocks=1, per_image=2))
+    monkeypatch.setattr(sidd, "read_submission", lambda path: read(path, (1, 2)))
     out = tmp_path / "submit.csv"
     words = ("--sidd_benchmark", "noisy.mat", "--out", out, "--method", "tv", "--sigma")
     with_method(*words, "auto")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from denoise_tasks import cases
 from denoise_tasks import evaluate as evaluate_script
-from denoise_tasks import sidd_benchmark
 from denoise_tasks.evaluate import EvaluateConfig, evaluate
 from img2img_recon.support.cli import parse_config
 from img2img_recon.support.errors import InputError
@@ -37,7 +37,9 @@ def test_scores_from_files_are_those_of_training(photos, tmp_path, protocol):
     )
     for row in result.rows:
         name = "img2img_mixer" if row.method == "run" else row.method
-        assert row.psnr == pytest.approx(metrics["images"][name][row.image]["psnr"], abs=1e-4)
+        assert row.scores["psnr"] == pytest.approx(
+            metrics["images"][name][row.image]["psnr"], abs=1e-4
+        )
     rows = list(csv.DictReader((tmp_path / "out" / "results.csv").open()))
     assert len(rows) == 9
     assert [row["image"] for row in rows if row["image"].startswith("mean")] == ["mean of 2"] * 3
@@ -133,7 +135,7 @@ def test_slow_methods_on_a_subset(photos, tmp_path):
 
 def test_validation_blocks(tmp_path, monkeypatch):
     clean = np.random.default_rng(0).integers(60, 200, (2, 1, 16, 16, 3), dtype=np.uint8)
-    monkeypatch.setattr(sidd_benchmark, "read_validation", lambda *paths: (clean + 20, clean))
+    monkeypatch.setattr(cases, "read_validation", lambda *paths: (clean + 20, clean))
     words = ["--method", "tv", "--sidd_validation", "n.mat", "c.mat", "--out", str(tmp_path)]
     [result] = evaluate(parse_config(EvaluateConfig, [*words, "--limit", "1"]))
     assert [row.image for row in result.rows] == ["image 0 block 0"] * 2

@@ -16,18 +16,19 @@ import torch
 from torch import Tensor, nn
 
 import img2img_recon
+from denoise_tasks import methods
 from denoise_tasks.methods import (
     BM3D,
     METHODS,
     BM3DChannelwise,
     Denoiser,
-    ShippedDenoiser,
     TotalVariation,
-    load_run,
     make_method,
 )
 from denoise_tasks.pictures import read_picture
+from denoise_tasks.trained import ShippedDenoiser, load_run
 from img2img_recon.denoising import BLENDED_TILE as TILE
+from img2img_recon.figures import label_of
 from img2img_recon.networks.zoo import build_model
 from img2img_recon.support.errors import InputError
 from img2img_recon.wrappers import AnySize, Residual
@@ -194,7 +195,7 @@ def test_the_pool_gives_the_direct_results_in_order(colour):
             seen: list[object] = []
             images = method.denoise_many(noisy, sigmas, workers=workers, track=counting_track(seen))
             if method.slow:
-                assert seen == [("BM3D", 3), *(image.shape for image in noisy)]
+                assert seen == [(label_of(method.name), 3), *(image.shape for image in noisy)]
             for image, expected in zip(images, direct, strict=True):
                 np.testing.assert_array_equal(image, expected)
 
@@ -209,6 +210,24 @@ def test_many_checks_before_it_computes(colour, monkeypatch):
     with pytest.raises(ValueError, match="shorter"):
         bm3d.denoise_many(noisy, [0.1, 0.1])
     assert bm3d.denoise_many([], []) == []
+
+
+def test_whatever_method_is_slow_works_in_processes(monkeypatch):
+    class Halved(Denoiser):
+        name, slow, needs_sigma = "halved", True, False
+
+        def denoise(self, noisy, sigma):
+            return noisy / 2
+
+    def pool(function, tasks, workers):
+        asked.append(workers)
+        yield from map(function, tasks)
+
+    asked: list[int] = []
+    monkeypatch.setattr(methods, "map_in_processes", pool)
+    images = Halved().denoise_many([np.ones((2, 2, 1), np.float32)] * 3, [None] * 3, workers=5)
+    assert asked == [5]
+    assert [float(image.mean()) for image in images] == [0.5] * 3
 
 
 def test_worker_processes_import_no_torch():

@@ -13,7 +13,7 @@ from PIL import Image
 from skimage import data as photographs
 from torch import Tensor
 
-from denoise_tasks import denoise, methods
+from denoise_tasks import denoise, trained
 from denoise_tasks.picture_span import Span, extent, joined, span_of
 from denoise_tasks.pictures import Metadata, Picture, read_picture, write_pages
 from img2img_recon.support.errors import InputError
@@ -28,7 +28,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Tensor], Tensor
     """Make the script find this network in any run."""
 
     def install(function: Callable[[Tensor], Tensor]) -> None:
-        monkeypatch.setattr(methods, "load_run", lambda *_, **__: denoiser(function, in_chans=1))
+        monkeypatch.setattr(trained, "load_run", lambda *_, **__: denoiser(function, in_chans=1))
 
     return install
 

@@ -21,7 +21,7 @@ from denoise_tasks.pictures import (
     Metadata,
     Picture,
     PicturePages,
-    check_picture,
+    check_target,
     open_picture,
     read_picture,
     write_picture,
@@ -107,7 +107,6 @@ def agrees_with_header(path: Path) -> Picture:
     assert header.dtype == picture.samples.dtype
     assert header.alpha == (picture.alpha is not None)
     assert picture.pixels.dtype == np.float32
-    check_picture(path)
     return picture
 
 
@@ -736,14 +735,16 @@ def test_cmyk_is_converted_through_its_profile(tmp_path: Path, ending: str) -> N
 
 def test_check_for_a_target(tmp_path: Path) -> None:
     saved(tmp_path / "a.png", smooth())
-    check_picture(tmp_path / "a.png", tmp_path / "b.jpg")
+    check_target(read_picture(tmp_path / "a.png"), tmp_path / "a.png", tmp_path / "b.jpg")
     saved(tmp_path / "alpha.png", smooth(4))
     with pytest.raises(InputError, match=r"b\.jpg: the picture has an alpha channel"):
-        check_picture(tmp_path / "alpha.png", tmp_path / "b.jpg")
+        check_target(
+            read_picture(tmp_path / "alpha.png"), tmp_path / "alpha.png", tmp_path / "b.jpg"
+        )
     text = chunk(b"iTXt", b"XML:com.adobe.xmp".ljust(22, b"\0") + XMP * 400)
     (tmp_path / "long.png").write_bytes(png(smooth(), text))
     for target in ("b.tif", "b.jpg", "b.webp"):
-        check_picture(tmp_path / "long.png", tmp_path / target)
+        check_target(read_picture(tmp_path / "long.png"), tmp_path / "long.png", tmp_path / target)
     assert not list(tmp_path.glob("b.*"))
 
 
@@ -805,7 +806,6 @@ def test_truncated_file_is_never_padded(tmp_path: Path, ending: str, bits: int) 
         else:
             assert message.startswith(f"{cut}: ")
             assert "\n" not in message
-            assert refusal(check_picture, cut) is not None
             refused += 1
     assert refused >= len(lengths) - 1
 
@@ -840,7 +840,7 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         "folder.png": "cannot be read",
         "missing.png": "no such file",
     }.items():
-        for function in (read_picture, open_picture, check_picture):
+        for function in (read_picture, open_picture):
             with pytest.raises(InputError, match=words) as caught:
                 function(tmp_path / name)
             assert str(tmp_path / name) in str(caught.value)

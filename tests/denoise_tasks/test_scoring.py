@@ -6,13 +6,16 @@ import json
 import math
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from denoise_tasks import scoring
+from denoise_tasks.cases import Case, find_cases
+from denoise_tasks.evaluate import EvaluateConfig
 from denoise_tasks.methods import Denoiser
-from denoise_tasks.scoring import Case, Result, Row, score_cases, to_csv, to_json, to_markdown
+from denoise_tasks.scoring import Result, Row, score_cases, to_csv, to_json, to_markdown
 from img2img_recon.support.errors import InputError
 from tests.denoise_tasks.conftest import with_noise
 
@@ -75,6 +78,7 @@ def test_slow_methods_see_chunks_and_only_so_many_images(monkeypatch):
         some_cases(5),
         [fast, slow],
         slow_images=3,
+        workers=1,
         draw=lambda number, case, images, clean: drawn.append((number, case.name, list(images))),
         panels=4,
     )
@@ -102,9 +106,9 @@ def test_an_image_too_small_for_ssim_is_named():
 
 def test_tables_hold_every_score():
     rows = [
-        Row("a", "noisy", 20.0, 0.5),
-        Row("a", "tv", math.inf, 1.0),
-        Row("b", "noisy", 22.0, 0.7),
+        Row("a", "noisy", {"psnr": 20.0, "ssim": 0.5}),
+        Row("a", "tv", {"psnr": math.inf, "ssim": 1.0}),
+        Row("b", "noisy", {"psnr": 22.0, "ssim": 0.7}),
     ]
     result = Result("title", "standard", rows)
     content = json.loads(json.dumps(to_json([result], {"split": "all"}), allow_nan=False))
@@ -126,9 +130,11 @@ def test_tables_hold_every_score():
 
 
 def test_pictures_are_named_by_their_place_and_made_of_as_many_channels(photos: Path):
-    paths = sorted(photos.rglob("*.png"))[:2]
     for channels in (1, 3):
-        cases = scoring.gaussian_cases(paths, photos, channels, 25, "standard")
+        config = EvaluateConfig(method=("tv",), data_path=photos, sigma=(25,), limit=2)
+        runs = [SimpleNamespace(in_chans=channels, config={})]
+        ((title, cases),) = find_cases(config, runs)
+        assert title == f"{photos.name}, sigma 25"
         assert [case.name for case in cases] == ["class0/0.png", "class0/1.png"]
         clean, noisy = cases[0].load()
         assert clean.shape == noisy.shape == (48, 48, channels)

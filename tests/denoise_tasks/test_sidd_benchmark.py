@@ -2,6 +2,7 @@
 
 import base64
 import shutil
+import sys
 
 import h5py
 import numpy as np
@@ -18,7 +19,7 @@ from denoise_tasks.sidd_benchmark import (
 from img2img_recon.support.errors import InputError
 
 COUNTS = (2, 3)
-SMALL = {"blocks": 2, "per_image": 3}
+SMALL = {"counts": COUNTS}
 
 
 def refused(said, function, *words, **options):
@@ -69,6 +70,14 @@ def test_benchmark_blocks(tmp_path, blocks, write):
     refused(
         r"uint8 \(2, 3, 256, 256, 3\), expected uint8 \(40, 32, 256, 256, 3\)", read_benchmark, path
     )
+
+
+def test_files_of_older_versions_need_no_h5py(tmp_path, blocks, monkeypatch):
+    old = matlab5(tmp_path / "old.mat", BenchmarkNoisyBlocksSrgb=blocks)
+    new = matlab73(tmp_path / "new.mat", BenchmarkNoisyBlocksSrgb=blocks)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    np.testing.assert_array_equal(read_benchmark(old, **SMALL), blocks)
+    refused("new.mat: cannot be read as a MATLAB file .*h5py", read_benchmark, new, **SMALL)
 
 
 @pytest.mark.parametrize("write", [matlab5, matlab73])

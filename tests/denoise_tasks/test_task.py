@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from skimage.data import coffee
 
-from denoise_tasks.options import TrainConfig
-from denoise_tasks.task import LAPTOP_NETWORKS, TASKS
+from denoise_tasks.options import LAPTOP_NETWORKS, TrainConfig
+from denoise_tasks.task import TASKS
 from img2img_recon.networks.base import count_parameters
 from img2img_recon.networks.zoo import build_model
 from img2img_recon.support.cli import parse_config

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from denoise_tasks.methods import load_run
 from denoise_tasks.options import TrainConfig
+from denoise_tasks.trained import load_run
 from img2img_recon.trained import load_checkpoint
 from img2img_recon.training import trainer
 from tests.denoise_tasks.conftest import gaussian, of_pairs, prepare, train

@@ -42,7 +42,7 @@ def test_errors_share_the_images_window_and_are_magnified(tmp_path):
     target = np.full((40, 40), 2.0, dtype=np.float32)
     target[10:20, 10:20] = 1.0
     path = tmp_path / "panel.png"
-    reconstruction_panel(path, {"same": target, "off": target + 0.4}, target, error_scale=5)
+    reconstruction_panel(path, {"same": target, "off": target + 0.4}, target)
     pixels = matplotlib.image.imread(path)[..., :3].mean(axis=-1)
     row = int(pixels.shape[0] * 0.62)
     third = pixels.shape[1] // 3

@@ -48,7 +48,7 @@ def test_every_network_is_tried() -> None:
 
 def small(name: str, height: int = 64, width: int = 64, **overrides: int) -> nn.Module:
     torch.manual_seed(0)
-    sized = {"img_size": (height, width)} if "img_size" in zoo.options_of(name) else {}
+    sized = {"img_size": (height, width)} if "img_size" in zoo.find_row(name).options else {}
     return build_model(name, **SMALL[name], **sized, **overrides)
 
 

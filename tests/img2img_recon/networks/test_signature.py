@@ -205,7 +205,7 @@ from img2img_recon import list_models, model_config
 from img2img_recon.networks import zoo
 options = zoo.options_of_all()
 configs = [zoo.complete_config(name, {}, (60, 50)) for name in list_models()]
-json.dumps([configs, [zoo.options_of(name)["in_chans"].help for name in list_models()]])
+json.dumps([configs, [zoo.find_row(name).options["in_chans"].help for name in list_models()]])
 print([name for name in ("torch", "numpy", "fastmri") if name in sys.modules])
 """
     done = subprocess.run(

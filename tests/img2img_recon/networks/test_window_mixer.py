@@ -133,7 +133,7 @@ def test_padding_is_the_mirror_image() -> None:
     # 16 pixels, one window of the coarse level, are added; 8 on each side.
     mirrored = nn.functional.pad(image, (8, 8, 8, 8), mode="reflect")
     with torch.no_grad():
-        torch.testing.assert_close(net(image), net.unpadded(mirrored)[..., 8:-8, 8:-8])
+        torch.testing.assert_close(net(image), net._residual(mirrored, None)[..., 8:-8, 8:-8])
 
 
 @pytest.mark.parametrize("options", [FLAT, U_SHAPE])
@@ -283,7 +283,7 @@ def test_reach_is_how_far_a_pixel_acts_on_others_and_no_further() -> None:
     changed = image.clone()
     changed[:, :, 6 * unit - 1] += 1  # the last row of a unit
     with torch.no_grad():
-        acts = (network.unpadded(image) != network.unpadded(changed)).any(3).any(1)[0]
+        acts = (network._residual(image, None) != network._residual(changed, None)).any(3).any(1)[0]
     rows = acts.nonzero().flatten()
     assert rows.max() < 6 * unit + reach
     assert rows.max() >= 6 * unit + reach - unit

@@ -177,7 +177,7 @@ def test_one_name_of_two_types_is_refused() -> None:
 def test_options_of_the_zoo_have_one_type_each() -> None:
     options = zoo.options_of_all()
     for name in list_models():
-        for key, option in zoo.options_of(name).items():
+        for key, option in zoo.find_row(name).options.items():
             assert options[key].type == option.type | None
             assert model_config(name)[key] == json.loads(json.dumps(option.default))
 
