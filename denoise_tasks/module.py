@@ -16,6 +16,8 @@ from torchmetrics import MeanMetric
 
 from denoise_tasks.data import EvalBatch, EvalImages, TrainBatch, TrainCrops
 from denoise_tasks.noise import clip_and_round, image_units
+from img2img_recon.networks.window_mixer import WindowMixer
+from img2img_recon.support.errors import InputError
 from img2img_recon.symmetries import orient_each
 from img2img_recon.training.batches import (
     ArrayLoader,
@@ -54,6 +56,24 @@ def add_noise(
     return noisy.clamp_(0, 1) if protocol == "paper" else noisy
 
 
+def map_whole_crops(network: nn.Module, crop_size: int, margin: int) -> None:
+    """Have window mixers map training crops without padding.
+
+    Raises:
+        InputError: crops that are no whole number of windows, or all margin.
+    """
+    if 2 * margin >= crop_size:
+        raise InputError(f"--crop_margin: given {margin}, nothing is left of crops of {crop_size}")
+    for part in network.modules():
+        if isinstance(part, WindowMixer):
+            unit = part.size_unit
+            if crop_size % unit or crop_size < 2 * unit:
+                raise InputError(
+                    f"--crop_size: given {crop_size}; with --crop_margin a multiple of {unit}, at least {2 * unit}"
+                )
+            part.pads_crops = False
+
+
 class DenoisingModule(pl.LightningModule):
     """Trains with the (weighted) mean squared error on images in [0, 1].
 
@@ -64,6 +84,7 @@ class DenoisingModule(pl.LightningModule):
         sigma: of the training noise in [0, 255] units, or its range, drawn for each image; None where the
             batches bring real noise.
         level: of the validation noise, likewise.
+        crop_margin: outer pixels of training crops that the loss leaves out.
         loss: "mse", or "level", the error of each image over its level + 0.01 in image units.
         lr: (highest) learning rate.
         halve_at_epoch: halve the rate then; None for a linear one-cycle schedule over all steps.
@@ -81,6 +102,7 @@ class DenoisingModule(pl.LightningModule):
         optimizer: str = "adam",
         level: float | None = None,
         loss: str = "mse",
+        crop_margin: int = 0,
     ) -> None:
         super().__init__()
         self.network = network
@@ -88,6 +110,7 @@ class DenoisingModule(pl.LightningModule):
         self.level = sigma if level is None else level
         self.lr, self.halve_at_epoch = lr, halve_at_epoch
         self.optimizer = optimizer
+        self.inside = slice(crop_margin, -crop_margin or None)
         self.validation_loss = MeanMetric()
         self.validation_psnr = MeanMetric()
 
@@ -122,10 +145,8 @@ class DenoisingModule(pl.LightningModule):
         output = self(noisy, level)
         if self.protocol == "paper":
             output = output.clamp(0, 1)
-        if self.loss == "level":
-            loss = ((output - clean).square() / (level / 255 + 0.01)).mean()
-        else:
-            loss = torch.nn.functional.mse_loss(output, clean)
+        squared = (output - clean)[..., self.inside, self.inside].square()
+        loss = (squared / (level / 255 + 0.01) if self.loss == "level" else squared).mean()
         self.log("train_loss", loss.detach(), prog_bar=True, batch_size=len(clean))
         return loss
 

@@ -108,6 +108,11 @@ class TrainConfig(TrainingFlags):
     crop_size: PositiveInt | None = flag(
         None, help="side of the training crops", group="data", basic=True
     )
+    crop_margin: NonNegativeInt = flag(
+        0,
+        help="outer pixels of a crop that do not count; window mixers then map crops without padding",
+        group="data",
+    )
     crops_per_image: PositiveInt | None = flag(
         None, help="crops of each image in an epoch (gaussian)", group="data"
     )

@@ -179,10 +179,13 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
 
     def module(self, config: TrainConfig) -> DenoisingModule:
         """What Lightning trains, with random weights."""
-        from denoise_tasks.module import DenoisingModule
+        from denoise_tasks.module import DenoisingModule, map_whole_crops
 
+        network = self.network(config)
+        if config.crop_margin:
+            map_whole_crops(network, config.crop_size or 1, config.crop_margin)
         return DenoisingModule(
-            self.network(config),
+            network,
             protocol=config.protocol or "standard",
             sigma=config.sigma,
             level=config.level,
@@ -190,6 +193,7 @@ class DenoisingTask(Task[TrainConfig, PreparedDenoising]):
             lr=config.lr or 1e-3,
             halve_at_epoch=config.halve_at_epoch or None,
             optimizer=config.optimizer,
+            crop_margin=config.crop_margin,
         )
 
     def build(self, prepared: PreparedDenoising) -> TrainingParts:

@@ -14,7 +14,7 @@ import copy
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from denoise_tasks.picture_folders import list_pictures
 from denoise_tasks.pictures import read_picture
 from denoise_tasks.pixel_store import with_channels
 from img2img_recon.networks.base import Network
 from img2img_recon.networks.window_mixer import WindowMixer
-from img2img_recon.networks.zoo import build_model, model_config, options_of
+from img2img_recon.networks.zoo import build_model, find_row, model_config
 from img2img_recon.support.cli import flag, parse_config, run_script
 from img2img_recon.support.files import writable_folder, write_json
 from img2img_recon.support.types import PositiveFloat
@@ -105,9 +105,12 @@ class TrialsConfig:
 
 def build(trial: Trial, sigma: float) -> Network:
     """A trial's network, which estimates the noise, for images of any size."""
-    size = {"img_size": trial.crop} if "img_size" in options_of(trial.model) else {}
+    size = {"img_size": trial.crop} if "img_size" in find_row(trial.model).options else {}
     options = model_config(trial.model, in_chans=3, out_chans=3, **size, **trial.options)
-    network = Residual(AnySize(build_model(trial.model, **options)))
+    inner = build_model(trial.model, **options)
+    if isinstance(inner, WindowMixer):
+        inner.pads_crops = False
+    network = Residual(AnySize(inner))
     network.description = {
         "task": "gaussian",
         "model": trial.model,
@@ -117,12 +120,6 @@ def build(trial: Trial, sigma: float) -> Network:
         "protocol": "standard",
     }
     return network
-
-
-def mapping(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What is trained: window mixers see whole crops without padding."""
-    inner = next((part for part in network.modules() if isinstance(part, WindowMixer)), None)
-    return network if inner is None else lambda noisy: noisy - inner.unpadded(noisy)
 
 
 def batch(pictures: Sequence[np.ndarray], side: int, generator: torch.Generator) -> Tensor:
@@ -140,7 +137,7 @@ def batch(pictures: Sequence[np.ndarray], side: int, generator: torch.Generator)
     return orient_each(torch.stack(crops).permute(0, 3, 1, 2).float() / 255, turned)
 
 
-def score(network: nn.Module, pictures: Sequence[np.ndarray], sigma: float) -> float:
+def score(network: Network, pictures: Sequence[np.ndarray], sigma: float) -> float:
     """Mean PSNR (dB) over the middles of the pictures, the output clipped."""
     found = []
     for number, picture in enumerate(pictures):
@@ -164,7 +161,7 @@ def train(
     """Train a trial's network; its scores at a quarter, half and the whole of the time."""
     torch.manual_seed(config.seed)
     network = build(trial, config.sigma)
-    average, mapped = copy.deepcopy(network).eval(), mapping(network)
+    average = copy.deepcopy(network).eval()
     optimizer = make_optimizer(network, trial.optimizer, trial.lr)
     rates = [group["lr"] for group in optimizer.param_groups]
     generator = torch.Generator().manual_seed(config.seed)
@@ -176,7 +173,7 @@ def train(
             group["lr"] = rate * budget_share(used / config.seconds)
         clean = batch(pictures, trial.crop, generator)
         noisy = clean + config.sigma / 255 * torch.randn(clean.shape, generator=generator)
-        error = (mapped(noisy) - clean)[..., EDGE:-EDGE, EDGE:-EDGE] * 255 / config.sigma
+        error = (network(noisy) - clean)[..., EDGE:-EDGE, EDGE:-EDGE] * 255 / config.sigma
         loss = error.square().mean() if trial.loss == "squared" else error.abs().mean()
         optimizer.zero_grad()
         loss.backward()

@@ -17,6 +17,7 @@ from denoise_tasks.module import DenoisingData, DenoisingModule, add_noise, make
 from denoise_tasks.options import TrainConfig
 from denoise_tasks.scoring import mean_scores, score_cases
 from denoise_tasks.task import TASKS
+from img2img_recon.networks.window_mixer import WindowMixer
 from img2img_recon.support.errors import InputError
 from img2img_recon.symmetries import orient
 from img2img_recon.training.batches import ShuffledBatches
@@ -154,3 +155,42 @@ def test_the_release_recipe_is_a_configuration_of_one_network_for_all_levels():
     assert config.sigma == (0.0, 75.0)
     assert network.noise_level_plane
     assert 2e5 < sum(p.numel() for p in network.parameters()) < 1e6
+
+
+def test_a_margin_does_not_count_and_crops_go_unpadded():
+    """What the network makes of the outer pixels changes nothing; the window mixer sees the crop itself."""
+    words = {"model": "window_mixer_tiny", "crop_size": 64, "crop_margin": 8, "sigma": 25.0}
+    config = TASKS["gaussian"].resolve(TASKS["gaussian"].config({"task": "gaussian", **words}))
+    module = TASKS["gaussian"].module(config)
+    (mixer,) = (part for part in module.modules() if isinstance(part, WindowMixer))
+    module.log = lambda *_, **__: None
+    batch = TrainBatch(
+        torch.full((1, 64, 64, 3), 128, dtype=torch.uint8),
+        None,
+        torch.full((1,), 255.0),
+        torch.zeros(1).long(),
+        torch.zeros(1).long(),
+    )
+    sizes = []
+    mixer.patch_embed.register_forward_hook(lambda _, args, __: sizes.append(args[0].shape[-2:]))
+    torch.manual_seed(0)
+    loss = module.train().training_step(batch, 0)
+    outside = 9 * torch.nn.functional.pad(torch.zeros(1, 3, 48, 48), (8,) * 4, value=1)
+    hook = mixer.register_forward_hook(lambda _, __, out: out + outside)
+    torch.manual_seed(0)
+    torch.testing.assert_close(module.training_step(batch, 0), loss)
+    hook.remove()
+    module.eval()(batch.clean.permute(0, 3, 1, 2) / 255)
+    assert sizes == [(64, 64), (64, 64), (96, 96)]
+
+
+@pytest.mark.parametrize(
+    ("size", "margin", "message"),
+    [(48, 8, "--crop_size: given 48"), (32, 8, "--crop_size: given 32"), (64, 32, "--crop_margin")],
+)
+def test_crops_that_do_not_fit_windows_are_refused(size, margin, message):
+    config = TASKS["gaussian"].config(
+        {"task": "gaussian", "model": "window_mixer_tiny", "crop_size": size, "crop_margin": margin}
+    )
+    with pytest.raises(InputError, match=message):
+        TASKS["gaussian"].module(config)
