@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import time
 
 import numpy as np
 import pytest
-from PIL import Image
 from skimage import data as photographs
 from skimage import img_as_float32
 
 from img2img_recon.noise_level import estimate_sigma
 from img2img_recon.support.errors import InputError
+from tests.benchmarks.noise_level import clean_and_noisy, stored
 
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
-LUMINANCE = np.array([0.299, 0.587, 0.114])
 # By what the true level may be missed before the release network loses 0.15 dB. It is a
 # measured band: what codecs leave, and noise that is the same in all channels, is denoised best as if
 # there were more of it.
@@ -32,31 +30,11 @@ def photograph(name: str) -> np.ndarray:
     return img_as_float32(getattr(photographs, name)())[..., :3]
 
 
-def stored(image: np.ndarray, kind: str) -> np.ndarray:
-    """What comes out of a file of 8 bits."""
-    pixels = (image.clip(0, 1) * 255).round().astype(np.uint8)
-    if kind in ("JPEG", "WebP"):
-        file = io.BytesIO()
-        options = {"subsampling": "4:2:0"} if kind == "JPEG" else {}
-        Image.fromarray(pixels).save(file, kind, quality=85, **options)
-        pixels = np.asarray(Image.open(file).convert("RGB"))
-    return pixels.astype(np.float32) / 255
-
-
-def noisy(clean: np.ndarray, kind: str, sigma: float) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    if kind == "toned":
-        grey = clean @ LUMINANCE
-        grey = grey + rng.normal(0, sigma / 255, grey.shape)
-        return stored(grey[..., None] * np.array([1, 0.92, 0.8]), kind)
-    return stored(clean + rng.normal(0, sigma / 255, clean.shape), kind)
-
-
 @pytest.mark.parametrize(("kind", "sigma"), CASES)
 def test_noise_is_found_however_it_was_stored(kind: str, sigma: float) -> None:
     low, high = BANDS[kind][sigma]
     ratios = {
-        name: 255 * estimate_sigma(noisy(photograph(name), kind, sigma)) / sigma
+        name: 255 * estimate_sigma(clean_and_noisy(photograph(name), kind, sigma)[1]) / sigma
         for name in PHOTOGRAPHS
     }
     assert all(low <= ratio <= high for ratio in ratios.values()), ratios
