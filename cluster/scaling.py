@@ -147,9 +147,9 @@ def fit_scaling(
     )
 
 
-def interval(values: np.ndarray, level: float = LEVEL) -> Interval:
-    """The central interval that holds the share `level` of the values."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+def interval(values: np.ndarray) -> Interval:
+    """The central interval that holds the share `LEVEL` of the values."""
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(low), float(high))
 
 
