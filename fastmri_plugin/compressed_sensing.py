@@ -29,8 +29,7 @@ from sigpy.linop import Linop
 from sigpy.mri.app import EspiritCalib, L1WaveletRecon, TotalVariationRecon
 from sigpy.mri.linop import Sense
 
-from fastmri_plugin.kspace import center_crop, rss
-from img2img_recon.support.errors import InputError
+from fastmri_plugin.kspace import center_crop, check_finite, rss
 from img2img_recon.support.files import atomic_path, cache_dir
 
 Regularizer = Literal["tv", "l1_wavelet"]
@@ -235,8 +234,6 @@ def reconstruct_slice(
     Raises:
         InputError: k-space that is not finite.
     """
-    # One bad sample spreads over the whole sum.
-    if not np.isfinite(kspace.sum()):
-        raise InputError("the k-space holds NaN or infinite values")
+    check_finite(kspace, "the k-space")
     problem = prepare_slice(kspace, mask, size)
     return np.stack([solve(problem, method, value, num_iter) for value in regularizations])

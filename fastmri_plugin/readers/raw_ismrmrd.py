@@ -91,7 +91,22 @@ class _Raw:
             raise InputError(f"header: (partitions, coils, x, y) = {size} is too large to be true")
         self.imaging = imaging
         self.slices = np.unique(self.heads["idx"]["slice"][imaging])
+        _, y, z = encoding.encoded
+        self.columns = self._places("kspace_encode_step_1", y, encoding.center[0])
+        self.partitions = self._places("kspace_encode_step_2", z, encoding.center[1])
         self.whiten = self._whitening()
+
+    def _places(self, counter: str, count: int, center: int | None) -> np.ndarray:
+        """Where the acquisitions lie in the matrix along a phase encoding of so many lines."""
+        said = self.heads["idx"][counter].astype(int)
+        places = said + (0 if center is None else count // 2 - center)
+        outside = self.imaging[(places[self.imaging] < 0) | (places[self.imaging] >= count)]
+        if len(outside):
+            number = outside[0]
+            raise InputError(
+                f"acquisition {number}: {counter} is {said[number]}, the header has {count} lines"
+            )
+        return places
 
     def _flag(self, number: int) -> np.ndarray:
         return (self.heads["flags"] >> np.uint64(number - 1)) & np.uint64(1) != 0
@@ -170,24 +185,6 @@ class _Raw:
         self.notes.append(f"prewhitened with {len(noise)} noise scans")
         return factor
 
-    def _position(self, number: int) -> tuple[int, int, int]:
-        """(partition, column, first row) of an acquisition's samples in the matrix."""
-        head, (x, y, z) = self.heads[number], self.encoding.encoded
-        places = []
-        for counter, count, center in (
-            ("kspace_encode_step_2", z, self.encoding.center[1]),
-            ("kspace_encode_step_1", y, self.encoding.center[0]),
-        ):
-            place = int(head["idx"][counter]) + (0 if center is None else count // 2 - center)
-            if not 0 <= place < count:
-                raise InputError(
-                    f"acquisition {number}: {counter} is {head['idx'][counter]}, the header has {count} lines"
-                )
-            places.append(place)
-        # Programs that do not fill in the centre leave 0, which no Cartesian read-out has.
-        center = int(head["center_sample"]) or int(head["number_of_samples"]) // 2
-        return places[0], places[1], x // 2 - center
-
     def matrix(self, slice_number: int) -> np.ndarray:
         """K-space (partitions, coils, x, y) of one slice, the mean where a line was measured more than once."""
         x, y, z = self.encoding.encoded
@@ -196,13 +193,14 @@ class _Raw:
         chosen = self.imaging[self.heads["idx"]["slice"][self.imaging] == slice_number]
         reverse = self._flag(REVERSE)
         for number, values in self._samples(chosen):
-            partition, column, first = self._position(number)
             head = self.heads[number]
             before, after = int(head["discard_pre"]), int(head["discard_post"])
             if reverse[number]:
                 values, before, after = values[:, ::-1], after, before
             values = values[:, before : values.shape[1] - after]
-            start = first + before
+            # Programs that do not fill in the centre leave 0, which no Cartesian read-out has.
+            center = int(head["center_sample"]) or int(head["number_of_samples"]) // 2
+            start = x // 2 - center + before
             stop = start + values.shape[1]
             if start < 0 or stop > x:
                 raise InputError(
@@ -210,8 +208,9 @@ class _Raw:
                 )
             if self.whiten is not None:
                 values = self.whiten @ values
-            matrix[partition, :, start:stop, column] += values
-            counts[partition, :, start:stop, column] += 1
+            where = self.partitions[number], slice(None), slice(start, stop), self.columns[number]
+            matrix[where] += values
+            counts[where] += 1
         matrix /= np.maximum(counts, 1)
         share = round(x / self.encoding.oversampling)
         if share < x:
@@ -226,9 +225,7 @@ class _Raw:
         if rows < x:
             self.notes.append(f"read-out oversampling removed: {x} to {rows} rows")
         measured = np.zeros((z, y), bool)
-        for number in self.imaging:
-            partition, column, _ = self._position(int(number))
-            measured[partition, column] = True
+        measured[self.partitions[self.imaging], self.columns[self.imaging]] = True
         mask = np.asarray(measured.any(axis=0))
         count = len(self.slices)
         read: Any = lambda index: self.matrix(int(self.slices[index]))[0]  # noqa: E731 - replaced below for 3-D
