@@ -16,15 +16,15 @@ from img2img_recon.support.errors import InputError, named
 
 
 class Reader(Protocol):
-    """A module that reads one format."""
+    """A module that reads one format.
 
-    @property
-    def NAME(self) -> str:  # noqa: N802 - a module's constant
-        """The format, in words of an error."""
+    Attributes:
+        NAME: the format, in words of an error.
+        SUFFIXES: endings of its files.
+    """
 
-    @property
-    def SUFFIXES(self) -> tuple[str, ...]:  # noqa: N802
-        """Endings of its files."""
+    NAME: str
+    SUFFIXES: tuple[str, ...]
 
     def recognises(self, path: Path) -> bool:
         """Whether it reads the file or folder; an exception counts as no."""

@@ -15,7 +15,7 @@ from fastmri_plugin.readers.scan import Scan
 from img2img_recon.support.errors import InputError
 
 NAME = "a MATLAB file"
-SUFFIXES = (".mat",)
+SUFFIXES: tuple[str, ...] = (".mat",)
 
 
 def recognises(path: Path) -> bool:

@@ -17,7 +17,7 @@ from fastmri_plugin.readers.scan import Scan
 from img2img_recon.support.errors import InputError
 
 NAME = "a raw ISMRMRD file"
-SUFFIXES = (".h5", ".hdf5", ".mrd")
+SUFFIXES: tuple[str, ...] = (".h5", ".hdf5", ".mrd")
 NOISE, CALIBRATION, CALIBRATION_AND_IMAGING, REVERSE = 19, 20, 21, 22
 # Navigation, phase correction, feedback (two kinds), dummies, surface-coil correction, phase stabilisation (two).
 NOT_IMAGING = (23, 24, 26, 27, 28, 29, 30, 31)
@@ -108,15 +108,15 @@ class _Raw:
             )
         return places
 
-    def _flag(self, number: int) -> np.ndarray:
-        return (self.heads["flags"] >> np.uint64(number - 1)) & np.uint64(1) != 0
+    def _flagged(self, *numbers: int) -> np.ndarray:
+        """Of every acquisition, whether any of these flags is set."""
+        return self.heads["flags"] & np.uint64(sum(1 << (n - 1) for n in numbers)) != 0
 
     def _is_imaging(self) -> np.ndarray:
         """Lines that make the image: without noise, corrections, and calibration of another kind."""
-        keep = ~self._flag(NOISE) & (self.heads["encoding_space_ref"] == 0)
-        for number in NOT_IMAGING:
-            keep &= ~self._flag(number)
-        apart = keep & self._flag(CALIBRATION) & ~self._flag(CALIBRATION_AND_IMAGING)
+        others = self.heads["encoding_space_ref"] != 0
+        keep = ~self._flagged(NOISE, *NOT_IMAGING) & ~others
+        apart = keep & self._flagged(CALIBRATION) & ~self._flagged(CALIBRATION_AND_IMAGING)
         if apart.any():
             if self.encoding.calibration in ("", "embedded"):
                 self.notes.append(f"{apart.sum()} calibration lines: used with the image's")
@@ -125,7 +125,6 @@ class _Raw:
                 self.notes.append(
                     f"{apart.sum()} calibration lines ({self.encoding.calibration}): left out"
                 )
-        others = self.heads["encoding_space_ref"] != 0
         if others.any():
             self.notes.append(f"{others.sum()} acquisitions of further encodings: left out")
         return keep
@@ -166,7 +165,7 @@ class _Raw:
     def _whitening(self) -> np.ndarray | None:
         """The matrix (coils, coils) that makes the coils' noise white, in the mean coil's units."""
         noise = np.flatnonzero(
-            self._flag(NOISE) & (self.heads["active_channels"] == self.num_coils)
+            self._flagged(NOISE) & (self.heads["active_channels"] == self.num_coils)
         )
         if len(noise) == 0 or self.num_coils < 2:
             return None
@@ -191,7 +190,7 @@ class _Raw:
         matrix = np.zeros((z, self.num_coils, x, y), np.complex64)
         counts = np.zeros((z, 1, x, y), np.uint16)
         chosen = self.imaging[self.heads["idx"]["slice"][self.imaging] == slice_number]
-        reverse = self._flag(REVERSE)
+        reverse = self._flagged(REVERSE)
         for number, values in self._samples(chosen):
             head = self.heads[number]
             before, after = int(head["discard_pre"]), int(head["discard_post"])

@@ -15,7 +15,7 @@ from fastmri_plugin.readers.scan import Scan
 from img2img_recon.support.errors import InputError
 
 NAME = "a Siemens twix file"
-SUFFIXES = (".dat",)
+SUFFIXES: tuple[str, ...] = (".dat",)
 DIMENSIONS = {
     "Rep": "repetitions",
     "Eco": "echoes",
