@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 from cluster.runs import Sweep
@@ -32,22 +33,14 @@ def estimates(sweep: Sweep) -> list[Estimate]:
 def print_runs(sweep: Sweep) -> None:
     """Print a row per run (of many, the first and last) and what all of them will cost."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     costs = estimates(sweep)
-    table = Table(title=f"{sweep.name}: {len(sweep.runs)} runs")
-    numbers = ("parameters", "GPU hours")
-    for name in (
-        "id",
-        "task",
-        "network",
-        "parameters",
-        "training images",
-        "resources",
-        "GPU hours",
-    ):
-        table.add_column(name, justify="right" if name in numbers else "left")
-    table.add_column("differs in")
+    parameters, hours = (Column(name, justify="right") for name in ("parameters", "GPU hours"))
+    table = Table(
+        *("id", "task", "network", parameters, "training images", "resources", hours, "differs in"),
+        title=f"{sweep.name}: {len(sweep.runs)} runs",
+    )
     count = len(sweep.runs)
     for number in range(count) if count <= SHOWN else (*range(ENDS), *range(count - ENDS, count)):
         run, cost, ask = sweep.runs[number], costs[number], sweep.runs[number].resources
@@ -63,9 +56,8 @@ def print_runs(sweep: Sweep) -> None:
         )
         if count > SHOWN and number == ENDS - 1:
             table.add_row(*["..."] * len(table.columns))
-    console = Console(markup=False)
-    if not console.is_terminal:
-        console = Console(markup=False, width=200)
+    # Into a file or a pipe a table must not be folded at a terminal's width.
+    console = Console(markup=False, width=None if sys.stdout.isatty() else 200)
     console.print(table)
     for line in _summary(sweep, costs):
         console.print(line, highlight=False)

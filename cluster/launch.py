@@ -10,7 +10,6 @@ on each; everything else is the command's own.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
@@ -138,10 +137,7 @@ def launch(sweep: Sweep, words: Sequence[str], queue: Queue, folder: SweepFolder
         )
     (run,) = sweep.runs
 
-    def told(run_id: str, what: str) -> None:
-        print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
-
-    taken = submit(sweep, folder, queue, content={"words": list(words)}, again="failed", told=told)
+    taken = submit(sweep, folder, queue, content={"words": list(words)}, again="failed")
     state = run_states(folder, [run.id])[run.id]
     return f"{state.state} {state.detail}" if taken else f"{state.state} already {state.detail}"
 

@@ -93,13 +93,10 @@ def stored_sweep(sweep: Sweep, key: str, changes: Sequence[str] = ()) -> dict[st
 
 def restored_sweep(stored: Mapping[str, Any], file: Path) -> Sweep:
     """The sweep of `stored_sweep`."""
-    known: dict[str, Resources] = {}
     runs = []
     for row in stored["runs"]:
         given = row["resources"]
-        resources = known.setdefault(
-            repr(given), Resources(**{**given, "setup": tuple(given["setup"])})
-        )
+        resources = Resources(**{**given, "setup": tuple(given["setup"])})
         runs.append(Run(**{**row, "resources": resources}))
     plots = tuple(Plot(**row) for row in stored["plots"])
     return Sweep(stored["name"], file, stored["task"], tuple(runs), plots)

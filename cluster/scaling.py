@@ -147,9 +147,9 @@ def fit_scaling(
     )
 
 
-def interval(values: np.ndarray, level: float = LEVEL) -> Interval:
-    """The central interval that holds the share `level` of the values."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+def interval(values: np.ndarray) -> Interval:
+    """The central interval that holds the share `LEVEL` of the values."""
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(low), float(high))
 
 
@@ -224,14 +224,8 @@ def draw(
         colour, label = f"C{number % 10}", shown_text(label_of(network) + comma + rest)
         points = plot.published.get(line, ())
         if points:
-            axes.plot(
-                [x for x, _ in points],
-                [y for _, y in points],
-                *("^",),
-                color=colour,
-                markerfacecolor="none",
-                label=f"{label}, published",
-            )
+            x, y = np.transpose(points)
+            axes.plot(x, y, "^", color=colour, mfc="none", label=f"{label}, published")
         if line not in lines:
             continue
         report[line] = _draw_line(axes, lines[line], colour, label, plot.fit, replicates)
@@ -266,9 +260,8 @@ def _draw_line(
             report["law"] = f"no fit: {len(sizes)} sizes, {MIN_SIZES} are needed"
         return report
     result = fit_scaling(scores, replicates=replicates)
-    low = np.array([mean - one.low for mean, one in zip(means, result.spread, strict=True)])
-    high = np.array([one.high - mean for mean, one in zip(means, result.spread, strict=True)])
-    errors = np.maximum([low, high], 0)
+    low, high = np.transpose(result.spread)
+    errors = np.maximum([means - low, high - means], 0)
     axes.errorbar(sizes, means, errors, fmt="o", color=colour, capsize=3, label=label)
     dense = np.geomspace(sizes[0], sizes[-1] * math.sqrt(10), 120)
     axes.plot(dense, result.law(dense), "-", color=colour)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,6 +16,11 @@ from cluster.sweep_folder import SweepFolder
 from img2img_recon.support.errors import InputError
 
 Again = Literal["new", "lost", "failed"]
+
+
+def tell(run_id: str, what: str) -> None:
+    """Say on stderr, with the time, what happens to a run on this machine."""
+    print(f"{time.strftime('%H:%M:%S')} {run_id} {what}", file=sys.stderr, flush=True)
 
 
 def check_data(sweep: Sweep) -> None:
@@ -59,7 +66,7 @@ def submit(
     *,
     content: Mapping[str, Any] | None = None,
     again: Again = "new",
-    told: Told = lambda run_id, what: None,
+    told: Told = tell,
     job_class: type[TrainingJob] = TrainingJob,
 ) -> list[Run]:
     """Submit the runs of a sweep that are due. Two who call this at once do not both take a run.

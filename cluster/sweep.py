@@ -148,11 +148,8 @@ class Submit(Command):
             print("dry run: nothing was submitted")
             return
 
-        def told(run_id: str, what: str) -> None:
-            print(f"{time.strftime('%H:%M:%S')} {run_id} {what}", file=sys.stderr, flush=True)
-
         content = stored_sweep(sweep, self.key, self.set or ())
-        handed = submit(sweep, folder, queue, content=content, again=again, told=told)
+        handed = submit(sweep, folder, queue, content=content, again=again)
         states = run_states(folder, sweep.ids)
         done = f"submitted {len(handed)} of {len(sweep.runs)} runs to {self.cluster}"
         print(f"{done}; {counts_of(states)}")

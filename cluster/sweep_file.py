@@ -89,22 +89,8 @@ def read_site(path: Path | None) -> tuple[dict[str, Any], Document, SiteContent]
     for task in content.base:
         if task not in TASKS:
             raise document.error(("base", task), unknown(task, TASKS))
-    resources = _ResourceReader().read_all(content.resources, document, ("resources",))
-    return resources, document, content
-
-
-class _ResourceReader(FlagReader):
-    def __init__(self) -> None:
-        super().__init__(flags_of(Resources).values())
-
-    def read_all(
-        self, given: Mapping[str, Any], document: Document, place: Place
-    ) -> dict[str, Any]:
-        """Resources by name, typed."""
-        return dict(
-            self.read(key, value, partial(document.error, (*place, key)))
-            for key, value in given.items()
-        )
+    reader = FlagReader(flags_of(Resources).values())
+    return reader.read_all(content.resources, document, ("resources",)), document, content
 
 
 @dataclass
@@ -125,7 +111,7 @@ class _Expansion:
         self.document = document
         self.content = content
         self.flags = TaskFlags(content.task)
-        self.resource_reader = _ResourceReader()
+        self.resource_reader = FlagReader(flags_of(Resources).values())
         self.base: dict[str, Any] = {}
         self.where: dict[str, Complaint] = {}
         self.resources: dict[str, Any] = {}
@@ -163,9 +149,8 @@ class _Expansion:
     def runs(self) -> Iterator[Run]:
         """Every combination of the axes, checked."""
         place: Place = ("resources",)
-        self.resources |= self.resource_reader.read_all(
-            self.content.resources, self.document, place
-        )
+        given = self.content.resources
+        self.resources |= self.resource_reader.read_all(given, self.document, place)
         common = self._resources({}, place)
         factors = [list(map(self._choice, *zip(*one, strict=True))) for one in self._factors()]
         self._check_apart(factors)

@@ -22,6 +22,7 @@ from img2img_recon.support.files import locked, writable_folder, write_json
 from img2img_recon.training.run_folder import RunFolder
 
 KEPT_ATTEMPTS = 20
+SUBMITTING_S = 600
 
 
 @dataclass
@@ -150,10 +151,10 @@ class SweepFolder:
             if asdict(record) != before:
                 write_json(path, asdict(record))
 
-    def lock(self, wait_s: float = 600) -> Any:
+    def lock(self) -> Any:
         """Hold the folder while its runs are submitted, so that two who submit do not both take a run."""
         busy = f"--folder: {self.path}: another process is submitting its runs"
-        return locked(self.path / ".lock", wait_s, busy)
+        return locked(self.path / ".lock", SUBMITTING_S, busy)
 
     def stored(self) -> dict[str, Any] | None:
         """The content of sweep.json, None in a new folder.

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from cluster.document import Number, as_numbers, unknown
+from cluster.document import Document, Number, Place, as_numbers, unknown
 from img2img_recon.support.cli import Flag, typed
 from img2img_recon.support.errors import InputError
 from img2img_recon.training.options import NOT_IDENTITY
@@ -70,6 +70,15 @@ class FlagReader:
             except InputError as refusal:
                 raise error(str(refusal).removeprefix(f"--{flag.name}: ")) from None
         return flag.name, self._read[seen]
+
+    def read_all(
+        self, given: Mapping[str, Any], document: Document, place: Place
+    ) -> dict[str, Any]:
+        """The values of a mapping of a file, at `place`, by the flags' names; errors as `read`."""
+        return dict(
+            self.read(key, value, partial(document.error, (*place, key)))
+            for key, value in given.items()
+        )
 
 
 def _typed(flag: Flag, value: Any) -> Any:

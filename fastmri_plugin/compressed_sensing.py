@@ -29,8 +29,7 @@ from sigpy.linop import Linop
 from sigpy.mri.app import EspiritCalib, L1WaveletRecon, TotalVariationRecon
 from sigpy.mri.linop import Sense
 
-from fastmri_plugin.kspace import center_crop, rss
-from img2img_recon.support.errors import InputError
+from fastmri_plugin.kspace import center_crop, check_finite, rss
 from img2img_recon.support.files import atomic_path, cache_dir
 
 Regularizer = Literal["tv", "l1_wavelet"]
@@ -82,6 +81,9 @@ def prepare_slice(
         kspace: complex, (H, W) or (coils, H, W).
         mask: bool (W,), the columns to use, or (H, W), the samples; None uses all.
         size: (h, w) of the image, at most (H, W).
+
+    Raises:
+        InputError: k-space that is not finite, or whose image leaves single precision.
     """
     height, width = kspace.shape[-2:]
     # Columns in the mask that were never acquired hold zeros and count as measured: fastMRI's
@@ -94,6 +96,8 @@ def prepare_slice(
         hybrid = center_crop(sigpy.ifft(measured, axes=(-2,)), (size[0], width))
         measured = sigpy.fft(hybrid, axes=(-2,)).astype(np.complex64, copy=False)
     zero_filled = center_crop(rss(sigpy.ifft(measured, axes=(-2, -1))), size)
+    # One bad sample spreads over the whole image.
+    check_finite(zero_filled, "the k-space")
     scale = float(zero_filled.max())
     sampled = np.broadcast_to(columns, measured.shape[1:]).astype(np.float32)
     if scale == 0:
@@ -233,10 +237,7 @@ def reconstruct_slice(
         inverse FFT (root-sum-of-squares for many coils).
 
     Raises:
-        InputError: k-space that is not finite.
+        InputError: as `prepare_slice`.
     """
-    # One bad sample spreads over the whole sum.
-    if not np.isfinite(kspace.sum()):
-        raise InputError("the k-space holds NaN or infinite values")
     problem = prepare_slice(kspace, mask, size)
     return np.stack([solve(problem, method, value, num_iter) for value in regularizations])

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastmri_plugin.convert import ConvertConfig, safe_name
 from fastmri_plugin.headers import DEFAULT_VOXEL_MM, Header, write_header
-from fastmri_plugin.kspace import centred_fft, centred_ifft, crop_size, target_of
+from fastmri_plugin.kspace import centred_fft, centred_ifft, check_finite, crop_size, target_of
 from fastmri_plugin.readers import open_scan
 from fastmri_plugin.readers.scan import Scan
 from fastmri_plugin.volumes import write_volume
@@ -19,22 +19,20 @@ from img2img_recon.support.files import writable_folder
 from img2img_recon.support.progress import Track, silent
 
 
-def _grouped_rows(config: ConvertConfig, scan: Scan) -> dict[str, np.ndarray]:
+def _grouped_rows(config: ConvertConfig, scan: Scan) -> dict[str, list[int]]:
     """Numbers of the slices of every volume to convert, in their stored order, by volume id."""
-    num_slices = scan.num_slices
+    num_slices, ids = scan.num_slices, ("0",) * scan.num_slices
     if config.group_key is not None:
         if scan.volume_ids is None:
             raise InputError(f"--group_key: {scan.path} holds no datasets of volume ids")
-        ids = list(scan.volume_ids)
+        ids = scan.volume_ids
     elif config.slices_per_volume is not None:
         if num_slices % config.slices_per_volume:
             raise InputError(
                 f"--slices_per_volume: given {config.slices_per_volume}, which does not divide "
                 f"the {num_slices} slices"
             )
-        ids = [str(row // config.slices_per_volume) for row in range(num_slices)]
-    else:
-        ids = ["0"] * num_slices
+        ids = tuple(str(row // config.slices_per_volume) for row in range(num_slices))
     rows: dict[str, list[int]] = {}
     for row, volume_id in enumerate(ids):
         rows.setdefault(volume_id, []).append(row)
@@ -43,13 +41,13 @@ def _grouped_rows(config: ConvertConfig, scan: Scan) -> dict[str, np.ndarray]:
             if wanted not in rows:
                 raise InputError(f"--volumes: no volume {wanted!r} (found: {', '.join(rows)})")
         rows = {wanted: rows[wanted] for wanted in dict.fromkeys(config.volumes)}
-    return {volume_id: np.asarray(numbers) for volume_id, numbers in rows.items()}
+    return rows
 
 
 def _file_names(config: ConvertConfig, volume_ids: list[str]) -> dict[str, str]:
-    prefix = (
-        config.prefix if config.prefix is not None else safe_name(config.source.stem, "--prefix")
-    )
+    prefix = config.prefix
+    if prefix is None:
+        prefix = safe_name(config.source.stem, "--prefix")
     if config.group_key is None and config.slices_per_volume is None:
         return dict.fromkeys(volume_ids, f"{prefix}.h5")
     names = {
@@ -81,8 +79,7 @@ def _coil_maps(config: ConvertConfig, size: tuple[int, int]) -> np.ndarray | Non
         raise InputError(
             f"--coil_maps: shape is {maps.shape}, expected (coils, {size[0]}, {size[1]})"
         )
-    if not np.isfinite(maps).all():
-        raise InputError(f"--coil_maps: {config.coil_maps} holds NaN or infinite values")
+    check_finite(maps, f"--coil_maps: {config.coil_maps}")
     return maps.astype(np.complex64)
 
 
@@ -163,16 +160,13 @@ def _check_coils(config: ConvertConfig, scan: Scan) -> None:
 
 
 def _recon_size(config: ConvertConfig, scan: Scan) -> tuple[int, int]:
-    size = scan.shape[2:]
-    wanted = config.recon_size or scan.image_size
-    recon_size = (wanted[0], wanted[1])
-    cropped = crop_size(recon_size, size)
-    if cropped[0] > size[0] or cropped[1] > size[1]:
+    height, width = config.recon_size or scan.image_size
+    cropped = crop_size((height, width), scan.shape)
+    if cropped[0] > scan.shape[2] or cropped[1] > scan.shape[3]:
         raise InputError(
-            f"--recon_size: {recon_size[0]} {recon_size[1]} does not fit the image, "
-            f"{size[0]} {size[1]}"
+            f"--recon_size: {height} {width} does not fit the image, {scan.shape[2]} {scan.shape[3]}"
         )
-    return recon_size
+    return height, width
 
 
 def _convert_volume(
@@ -180,11 +174,11 @@ def _convert_volume(
     scan: Scan,
     maps: np.ndarray | None,
     recon_size: tuple[int, int],
-    rows: np.ndarray,
+    rows: list[int],
     path: Path,
 ) -> None:
     """Read the given slices and write them as one volume."""
-    kspace = np.stack([scan.kspace(int(row)) for row in rows])
+    kspace = np.stack([scan.kspace(row) for row in rows])
     name = f"{scan.path}, volume {path.stem}"
     columns = (0, kspace.shape[-1]) if scan.kind == "image" else _acquired_columns(kspace, name)
     if maps is not None:

@@ -7,8 +7,8 @@ the slices of a set, or of a batch, share one size.
 from __future__ import annotations
 
 import random
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,14 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from fastmri_plugin.volumes import TARGET_KEYS, VolumeInfo, mask_in, open_file, slice_in
-from img2img_recon.support.errors import InputError, reason
+from fastmri_plugin.volumes import (
+    TARGET_KEYS,
+    VolumeInfo,
+    mask_in,
+    open_volume,
+    slice_in,
+    unreadable,
+)
 from img2img_recon.support.seeds import seed_of
 from img2img_recon.training.batches import (
     ArrayLoader,
@@ -36,7 +42,7 @@ class _OpenVolume:
     """An open file with its own mask looked up once."""
 
     def __init__(self, info: VolumeInfo) -> None:
-        self.file = open_file(info.path)
+        self.file = open_volume(info.path)
         self.mask = mask_in(self.file, info)
         self.target = self.file[TARGET_KEYS[info.challenge]] if info.target_shape else None
 
@@ -99,17 +105,12 @@ class SliceDataset(Dataset):
             # fastMRI's training masks come from a generator that nobody seeds.
             self.random_mask.rng.seed(seed_of("mask", self.seed, epoch, info.name, slice_num))
         kspace = slice_in(volume.file, info.path, slice_num)
-        try:
+        # No run may end with an error that names no file.
+        with unreadable(f"{info.path}: slice {slice_num} cannot be used"):
             target = None
             if volume.target is not None:
                 target = volume.target[slice_num].astype(np.float32, copy=False)
             return self.transform(kspace, volume.mask, target, attrs, info.name, slice_num)
-        except InputError:
-            raise
-        except Exception as error:  # no run may end with an error that names no file
-            raise InputError(
-                f"{info.path}: slice {slice_num} cannot be used ({reason(error)})"
-            ) from error
 
 
 def all_slices(volumes: Sequence[VolumeInfo]) -> list[tuple[int, int]]:
@@ -124,39 +125,37 @@ def sample_slices(
     seed: int,
 ) -> list[tuple[int, int]]:
     """A seeded share of the slices, or of the volumes; of two rates the smaller one's choice lies in the larger's."""
+
+    def share(count: int, rate: float | None) -> set[int]:
+        order = list(range(count))
+        random.Random(seed).shuffle(order)
+        return set(order if rate is None else order[: max(round(count * rate), 1)])
+
     pairs = all_slices(volumes)
-    if sample_rate is not None:
-        order = list(range(len(pairs)))
-        random.Random(seed).shuffle(order)
-        return [pairs[i] for i in sorted(order[: max(round(len(pairs) * sample_rate), 1)])]
-    if volume_sample_rate is not None:
-        order = list(range(len(volumes)))
-        random.Random(seed).shuffle(order)
-        kept = set(order[: max(round(len(volumes) * volume_sample_rate), 1)])
-        return [pair for pair in pairs if pair[0] in kept]
-    return pairs
+    chosen, kept = share(len(pairs), sample_rate), share(len(volumes), volume_sample_rate)
+    return [pair for index, pair in enumerate(pairs) if index in chosen and pair[0] in kept]
 
 
 def slices_by_shape(dataset: SliceDataset) -> list[list[int]]:
     """Numbers of slices that can share a batch: of one k-space, image and target shape."""
-    groups: dict[tuple, list[int]] = {}
-    for index, (number, _) in enumerate(dataset.slices):
+
+    def shape(number: int) -> Hashable:
         info = dataset.volumes[number]
-        shape = (
-            info.kspace_shape[1:],
-            info.image_size,
-            info.target_shape and info.target_shape[1:],
-        )
-        groups.setdefault(shape, []).append(index)
-    return list(groups.values())
+        return info.kspace_shape[1:], info.image_size, info.target_shape and info.target_shape[1:]
+
+    return _grouped(dataset, shape)
 
 
 def slices_by_volume(dataset: SliceDataset) -> list[list[int]]:
     """Numbers of each volume's slices, in order."""
-    volumes: dict[int, list[int]] = {}
+    return _grouped(dataset, lambda number: number)
+
+
+def _grouped(dataset: SliceDataset, key: Callable[[int], Hashable]) -> list[list[int]]:
+    groups: dict[Hashable, list[int]] = {}
     for index, (number, _) in enumerate(dataset.slices):
-        volumes.setdefault(number, []).append(index)
-    return list(volumes.values())
+        groups.setdefault(key(number), []).append(index)
+    return list(groups.values())
 
 
 def _collate(samples: Sequence[Any]) -> Any:
@@ -172,10 +171,7 @@ def _collate(samples: Sequence[Any]) -> Any:
 def _column(values: Sequence[Any]) -> Any:
     first = values[0]
     if isinstance(first, torch.Tensor):
-        if len(values) == 1:
-            return first.numpy()[None]
-        width = max(value.shape[-1] for value in values) if first.ndim else 0
-        return np.stack([_widened(value.numpy(), width) for value in values])
+        return _stacked([value.numpy() for value in values])
     if isinstance(first, (float, np.floating)):
         # Some devices (Apple's) have no double precision.
         return np.asarray(values, dtype=np.float32)
@@ -184,10 +180,15 @@ def _column(values: Sequence[Any]) -> Any:
     return default_collate(list(values))
 
 
-def _widened(values: np.ndarray, width: int) -> np.ndarray:
-    """Masks of one batch may measure more columns or fewer: zeros fill up."""
-    missing = width - values.shape[-1] if values.ndim else 0
-    return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, missing)]) if missing else values
+def _stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """One array of many; masks of one batch may measure more columns or fewer: zeros fill up."""
+    widths = [array.shape[-1] for array in arrays if array.ndim]
+    if len(set(widths)) < 2:
+        return np.stack(arrays)
+    stacked = np.zeros((len(arrays), *arrays[0].shape[:-1], max(widths)), arrays[0].dtype)
+    for row, array in zip(stacked, arrays, strict=True):
+        row[..., : array.shape[-1]] = array
+    return stacked
 
 
 def _loader(dataset: SliceDataset, batches: Any, num_workers: int) -> DataLoader:
@@ -226,11 +227,8 @@ class SliceDataModule(pl.LightningDataModule):
     def batches_per_epoch(self) -> int:
         """Training batches that each process sees in an epoch."""
         assert self.trainer is not None
-        return len(
-            ShuffledBatches(
-                slices_by_shape(self.train), self.batch_size, self.seed, 0, self.trainer.world_size
-            )
-        )
+        groups, world_size = slices_by_shape(self.train), self.trainer.world_size
+        return len(ShuffledBatches(groups, self.batch_size, self.seed, 0, world_size))
 
     def batch_names(self, batch: Any, batch_idx: int, side: str) -> list[str]:
         """The slices of a batch."""
@@ -263,7 +261,7 @@ class SliceDataModule(pl.LightningDataModule):
 
 def most_common_size(volumes: Sequence[VolumeInfo]) -> tuple[int, int]:
     """The image size (H, W) that most slices have."""
-    counts: dict[tuple[int, int], int] = {}
+    counts: Counter[tuple[int, int]] = Counter()
     for info in volumes:
-        counts[info.image_size] = counts.get(info.image_size, 0) + info.num_slices
+        counts[info.image_size] += info.num_slices
     return max(counts, key=lambda size: (counts[size], size))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastmri_plugin import Challenge
-from fastmri_plugin.masks import MaskSpec, usual_center_fraction
+from fastmri_plugin.masks import usual_center_fraction
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import cache_dir, make_folder_once
 from img2img_recon.support.progress import Track, silent
@@ -143,8 +143,8 @@ def make_demo_data(
     """
     import numpy as np
 
+    from fastmri_plugin.frozen import freeze_into
     from fastmri_plugin.inspection import inspect_volume
-    from fastmri_plugin.volumes import freeze_volume
 
     usual = sizes_of(challenge)
     sizes = sizes or usual
@@ -168,18 +168,8 @@ def make_demo_data(
             _write_demo_volume(full, challenge, sizes, position, rng)
             # Contrast alternates too: in pairs, so that both are seen at both accelerations.
             acceleration = TEST_ACCELERATIONS[position // 2 % 2 if sizes.test > 2 else position % 2]
-            width = sizes.widths[position % len(sizes.widths)]
-            fraction = usual_center_fraction(acceleration)
-            mask = MaskSpec("random", (acceleration,), (fraction,)).drawn(name, width)
-            test = f"{challenge}_test"
-            freeze_volume(
-                inspect_volume(full, challenge),
-                folder / test / name,
-                folder / "targets" / test / name,
-                mask,
-                acceleration,
-                round(width * fraction),
-            )
+            info, fraction = inspect_volume(full, challenge), usual_center_fraction(acceleration)
+            freeze_into(folder, info, "random", acceleration, fraction)
             full.unlink()
     return folder
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fastmri_plugin.flags import SplitFlags, SplitName
 from img2img_recon.perceptual_metrics import Name
 from img2img_recon.support.cli import flag, parse_config, script
-from img2img_recon.support.errors import InputError
+from img2img_recon.support.errors import InputError, named
 from img2img_recon.support.types import NonNegativeInt, PositiveInt
 
 if TYPE_CHECKING:
@@ -111,8 +111,7 @@ def score_methods(
 
     split = open_split(config, report)
     files = [TargetFile.of(info) for info in split.infos]
-    selected = select_targets(files, config.acquisition, config.acceleration)
-    targets = {item.path.name: item for item in selected}
+    targets = select_targets(files, config.acquisition, config.acceleration)
     infos = [info for info in split.infos if info.name in targets]
     scored = {}
     for name, method in split.methods.items():
@@ -147,12 +146,8 @@ def main(words: Sequence[str] | None = None) -> None:
     console = Console(markup=False, width=None if sys.stdout.isatty() else 140)
     console.print(groups_table(rows, by_method))
     if config.json is not None:
-        try:
+        with named("--json"):
             write_json(config.json, content(scored, by_method))
-        except OSError as error:
-            raise InputError(
-                f"--json: {config.json} cannot be written ({error.strerror})"
-            ) from None
 
 
 if __name__ == "__main__":

@@ -119,8 +119,8 @@ def freeze_split(
     Raises:
         InputError: the folder exists, or the source split cannot be used.
     """
+    from fastmri_plugin.frozen import freeze_into
     from fastmri_plugin.listing import list_volumes, split_folder, volume_paths
-    from fastmri_plugin.volumes import freeze_volume
 
     if config.data_path is None or config.challenge is None or config.out is None:
         raise ValueError("freeze_split needs a data_path, a challenge and an out folder")
@@ -135,27 +135,23 @@ def freeze_split(
     dealt = deal_accelerations([info.name for info in volumes], config.accel, config.seed)
 
     def fill(folder: Path) -> None:
-        masked, targets = folder / f"{challenge}_test", folder / "targets" / f"{challenge}_test"
         entries = []
         for info in track(volumes, "freezing volumes", len(volumes)):
             acceleration, fraction = dealt[info.name], fractions[dealt[info.name]]
-            mask = MaskSpec(config.mask_type, (acceleration,), (fraction,)).drawn(
-                info.name, info.num_columns
-            )
-            low = round(info.num_columns * fraction)
-            freeze_volume(info, masked / info.name, targets / info.name, mask, acceleration, low)
+            mask = freeze_into(folder, info, config.mask_type, acceleration, fraction)
             entries.append(
                 {
                     "name": info.name,
                     "acceleration": acceleration,
                     "center_fraction": fraction,
-                    "num_low_frequency": low,
+                    "num_low_frequency": round(info.num_columns * fraction),
                     "num_columns": info.num_columns,
                     "sampled_columns": int(mask.sum()),
                     "source_sha256": file_sha256(info.path),
                 }
             )
-        paths = [*volume_paths(masked), *volume_paths(targets)]
+        test = f"{challenge}_test"
+        paths = [*volume_paths(folder / test), *volume_paths(folder / "targets" / test)]
         write_json(
             folder / MANIFEST,
             {
@@ -171,10 +167,7 @@ def freeze_split(
             },
         )
 
-    try:
-        return make_folder_once(out, fill)
-    except OSError as error:
-        raise InputError(f"--out: {out} cannot be written ({error.strerror})") from None
+    return make_folder_once(out, fill)
 
 
 def verify_split(folder: Path, *, track: Track = silent) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from img2img_recon.support.errors import InputError
@@ -12,6 +11,7 @@ NAMESPACE = "http://www.ismrm.org/ISMRMRD"
 # What a written header says where nothing is known: fastMRI's knees.
 DEFAULT_VOXEL_MM = (0.4375, 0.4375, 4.5)
 MAX_MATRIX = 1 << 16
+FIELD_STRENGTH_T = 3.0
 GYROMAGNETIC_RATIO_HZ_PER_T = 42_577_478.5
 
 
@@ -53,24 +53,70 @@ class Header:
         )
 
 
+class Elements:
+    """Elements of an ISMRMRD header by their paths, a/b/c.
+
+    They are looked up one by one, not through `ismrmrd.xsd`: that parser gives a missing matrix size the
+    value 1 without a word and refuses elements that no reconstruction needs.
+
+    Raises:
+        InputError: no XML, or none of ISMRMRD; as in the methods one line, without the file's name.
+    """
+
+    def __init__(self, xml: bytes | str) -> None:
+        try:
+            self.root = ElementTree.fromstring(xml)
+        except (ElementTree.ParseError, TypeError, ValueError, LookupError):
+            raise InputError("ismrmrd_header is not an XML document") from None
+        if self.root.tag != f"{{{NAMESPACE}}}ismrmrdHeader":
+            raise InputError(
+                f"ismrmrd_header: the root is {self.root.tag[:80]!r}, expected ismrmrdHeader of {NAMESPACE}"
+            )
+
+    def text(self, path: str) -> str:
+        """The text of an element, "" without one."""
+        names = "/".join(f"{{{NAMESPACE}}}{name}" for name in path.split("/"))
+        return (self.root.findtext(names) or "").strip()
+
+    def number(self, path: str, minimum: int) -> int | None:
+        """A whole number, None without one.
+
+        Raises:
+            InputError: another text, or a number below the minimum or beyond all reason.
+        """
+        text = self.text(path)
+        if not text:
+            return None
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if not minimum <= value <= MAX_MATRIX:
+            raise InputError(
+                f"ismrmrd_header: {path} is {text[:40]!r}, expected an integer "
+                f">= {minimum} and <= {MAX_MATRIX}"
+            )
+        return value
+
+    def needed(self, path: str, minimum: int) -> int:
+        """As `number`; an element that is missing is an error."""
+        value = self.number(path, minimum)
+        if value is None:
+            raise InputError(f"ismrmrd_header: no element {path}")
+        return value
+
+
 def read_header(xml: bytes | str) -> Header:
     """Read an ISMRMRD header.
 
-    The elements are looked up one by one, not through `ismrmrd.xsd`: that parser gives a missing
-    matrix size the value 1 without a word and refuses elements that no reconstruction needs.
-
     Raises:
-        InputError: one line (without the file's name) saying what is missing or wrong.
+        InputError: see `Elements`.
     """
-    number = _numbers(xml)
-    encoded = "encoding/encodedSpace/matrixSize"
+    number = Elements(xml).needed
+    x, y, z = (number(f"encoding/encodedSpace/matrixSize/{axis}", 1) for axis in "xyz")
     limits = "encoding/encodingLimits/kspace_encoding_step_1"
     return Header(
-        encoded_size=(
-            number(f"{encoded}/x", 1),
-            number(f"{encoded}/y", 1),
-            number(f"{encoded}/z", 1),
-        ),
+        encoded_size=(x, y, z),
         recon_size=read_recon_size(xml),
         ky_center=number(f"{limits}/center", 0),
         ky_max=number(f"{limits}/maximum", 0),
@@ -81,40 +127,11 @@ def read_recon_size(xml: bytes | str) -> tuple[int, int]:
     """(H, W) of the reconstructed image, whatever else the header holds.
 
     Raises:
-        InputError: see `read_header`.
+        InputError: see `Elements`.
     """
-    number = _numbers(xml)
+    number = Elements(xml).needed
     recon = "encoding/reconSpace/matrixSize"
     return number(f"{recon}/x", 1), number(f"{recon}/y", 1)
-
-
-def _numbers(xml: bytes | str) -> Callable[[str, int], int]:
-    """Looks an element up by its path: a whole number, at least as large as given."""
-    try:
-        root = ElementTree.fromstring(xml)
-    except (ElementTree.ParseError, TypeError, ValueError, LookupError):
-        raise InputError("ismrmrd_header is not an XML document") from None
-    if root.tag != f"{{{NAMESPACE}}}ismrmrdHeader":
-        raise InputError(
-            f"ismrmrd_header: the root is {root.tag[:80]!r}, expected ismrmrdHeader of {NAMESPACE}"
-        )
-
-    def number(path: str, minimum: int) -> int:
-        text = root.findtext("/".join(f"{{{NAMESPACE}}}{name}" for name in path.split("/")))
-        if text is None:
-            raise InputError(f"ismrmrd_header: no element {path}")
-        try:
-            value = int(text)
-        except ValueError:
-            value = minimum - 1
-        if not minimum <= value <= MAX_MATRIX:
-            raise InputError(
-                f"ismrmrd_header: {path} is {text.strip()[:40]!r}, expected an integer "
-                f">= {minimum} and <= {MAX_MATRIX}"
-            )
-        return value
-
-    return number
 
 
 def write_header(
@@ -122,7 +139,6 @@ def write_header(
     *,
     num_coils: int = 1,
     pixel_size_mm: tuple[float, float, float] = DEFAULT_VOXEL_MM,
-    field_strength_t: float = 3.0,
     protocol: str = "",
 ) -> str:
     """Write an ISMRMRD header that ismrmrd and fastMRI both read.
@@ -131,7 +147,6 @@ def write_header(
         header: the matrix sizes and encoding limits.
         num_coils: receiver channels.
         pixel_size_mm: (read-out, phase encode, slice thickness); the fields of view follow from it.
-        field_strength_t: main field in tesla.
         protocol: the pulse sequence's name; "" leaves it out.
 
     Returns:
@@ -162,10 +177,10 @@ def write_header(
     document = xsd.ismrmrdHeader(
         measurementInformation=measurement if protocol else None,
         acquisitionSystemInformation=xsd.acquisitionSystemInformationType(
-            systemFieldStrength_T=field_strength_t, receiverChannels=num_coils
+            systemFieldStrength_T=FIELD_STRENGTH_T, receiverChannels=num_coils
         ),
         experimentalConditions=xsd.experimentalConditionsType(
-            H1resonanceFrequency_Hz=round(GYROMAGNETIC_RATIO_HZ_PER_T * field_strength_t)
+            H1resonanceFrequency_Hz=round(GYROMAGNETIC_RATIO_HZ_PER_T * FIELD_STRENGTH_T)
         ),
         encoding=[encoding],
     )

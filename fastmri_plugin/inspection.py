@@ -11,7 +11,7 @@ import numpy as np
 
 from fastmri_plugin import Challenge
 from fastmri_plugin.headers import MAX_MATRIX, read_header, read_recon_size
-from fastmri_plugin.kspace import MAX_SLICE_BYTES, complex_fields, crop_size
+from fastmri_plugin.kspace import MAX_SLICE_BYTES, check_finite, complex_fields, crop_size
 from fastmri_plugin.slices import is_undersampled
 from fastmri_plugin.volumes import (
     TARGET_KEYS,
@@ -24,8 +24,9 @@ from fastmri_plugin.volumes import (
     open_volume,
     plain_text,
     stored_columns,
+    unreadable,
 )
-from img2img_recon.support.errors import InputError, named, reason
+from img2img_recon.support.errors import InputError, named
 
 # What a volume is needed for beside its k-space: a target; limits of the encoding, which fastMRI's VarNet
 # multiplies with; k-space that is fully sampled.
@@ -44,13 +45,8 @@ def inspect_volume(path: Path, challenge: Challenge) -> VolumeInfo:
     Raises:
         InputError: one line naming the file and what cannot be used in it.
     """
-    with open_volume(path) as volume, named(str(path)):
-        try:
-            return _Inspection(volume, challenge).info(path)
-        except InputError:
-            raise
-        except Exception as error:  # whatever h5py raises on a damaged file
-            raise InputError(f"cannot be read ({reason(error)})") from None
+    with open_volume(path) as volume, named(str(path)), unreadable("cannot be read"):
+        return _Inspection(volume, challenge).info(path)
 
 
 def check_needs(info: VolumeInfo, needs: Collection[Need]) -> None:
@@ -147,8 +143,7 @@ class _Inspection:
         maximum = -np.inf
         for index in range(num_slices):
             values = target[index].astype(np.float64)
-            if not np.isfinite(values).all():
-                raise InputError(f"slice {index} of the target holds NaN or infinite values")
+            check_finite(values, f"slice {index} of the target")
             maximum = max(maximum, float(values.max()))
         if maximum <= 0:
             raise InputError(f"the target's maximum is {maximum:g}, expected a positive number")

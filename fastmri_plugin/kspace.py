@@ -47,6 +47,18 @@ def as_complex(values: np.ndarray) -> np.ndarray:
     return result
 
 
+def check_finite(values: np.ndarray, what: str) -> None:
+    """See that all numbers of an array are finite: one that is not shows in their sum, in double precision.
+
+    Raises:
+        InputError: WHAT holds NaN or infinite values.
+    """
+    with np.errstate(invalid="ignore"):
+        total = values.sum(dtype=np.result_type(values.dtype, np.float64))
+    if not np.isfinite(total):
+        raise InputError(f"{what} holds NaN or infinite values")
+
+
 def centred_fft(image: np.ndarray, axes: Sequence[int] = IMAGE_AXES) -> np.ndarray:
     """Images to k-space along `axes`, same shape; single precision stays single."""
     return _centred(scipy.fft.fft, image, axes)

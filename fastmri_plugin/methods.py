@@ -49,6 +49,19 @@ class Reconstructor(ABC):
         """Settle what is to be settled on training volumes, which have targets and are never scored."""
 
     @abstractmethod
+    def image(self, kspace: np.ndarray, mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Reconstruct one slice.
+
+        Args:
+            kspace: complex (coils, H, W), or (H, W) where the method is no network.
+            mask: bool (W,), the columns to use, or (H, W), the samples, outside of which the k-space is zero.
+            size: (h, w) of the image, at most (H, W).
+
+        Returns:
+            Magnitude, float32 (h, w), in the k-space's units.
+        """
+
+    @abstractmethod
     def reconstruct(
         self, infos: Sequence[VolumeInfo], masks: MaskSpec, track: Track = silent
     ) -> Iterator[tuple[str, np.ndarray]]:
@@ -99,19 +112,6 @@ class SliceReconstructor(Reconstructor):
     def __init__(self, num_workers: int | None = None) -> None:
         self.num_workers = num_workers
 
-    @abstractmethod
-    def image(self, kspace: np.ndarray, mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Reconstruct one slice.
-
-        Args:
-            kspace: complex, (H, W) or (coils, H, W).
-            mask: bool (W,), the columns to use.
-            size: (h, w) of the image, at most (H, W).
-
-        Returns:
-            Magnitude, float32 (h, w), in the k-space's units.
-        """
-
     def seconds(self, info: VolumeInfo) -> float:
         """About how long one slice takes, to decide on processes; by default what zero-filling takes."""
         coils = min(info.kspace_shape[1], MAX_COILS) if len(info.kspace_shape) == 4 else 1
@@ -124,22 +124,30 @@ class SliceReconstructor(Reconstructor):
         """See `Reconstructor`."""
         import numpy as np
 
-        tasks = [
-            _SliceTask(info.path, index, mask, info.image_size, self.image)
-            for info in infos
-            for mask in (masks.mask_of(info),)
-            for index in range(info.num_slices)
-        ]
-        seconds = sum(self.seconds(info) * info.num_slices for info in infos)
-        results = iter(track(self._run(tasks, seconds), self.name.replace("_", " "), len(tasks)))
+        slices = [(info, index) for info in infos for index in range(info.num_slices)]
+        label = self.name.replace("_", " ")
+        results = iter(track(self._run(self.image, slices, masks), label, len(slices)))
         for info in infos:
             yield info.name, np.stack([next(results) for _ in range(info.num_slices)])
         # The track sees its end and closes its display.
         next(results, None)
 
-    def _run(self, tasks: Sequence[_SliceTask], seconds: float) -> Iterable[np.ndarray]:
+    def _run(
+        self,
+        function: Callable[..., np.ndarray],
+        slices: Sequence[tuple[VolumeInfo, int]],
+        masks: MaskSpec,
+        times: int = 1,
+    ) -> Iterable[np.ndarray]:
+        """What `function`, which takes `times` as long as `image`, makes of every slice of volumes."""
         from img2img_recon.support.processes import available_cores, map_in_processes
 
+        own = {info.path: masks.mask_of(info) for info in {info for info, _ in slices}}
+        tasks = [
+            _SliceTask(info.path, index, own[info.path], info.image_size, function)
+            for info, index in slices
+        ]
+        seconds = times * sum(self.seconds(info) for info, _ in slices)
         workers = available_cores() if self.num_workers is None else self.num_workers
         workers = min(workers, len(tasks))
         if workers < 2 or seconds * (1 - 1 / workers) < POOL_START_SECONDS:
@@ -153,17 +161,17 @@ class ZeroFilled(SliceReconstructor):
     name = "zero_filled"
 
     def image(self, kspace: np.ndarray, mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """See `SliceReconstructor`.
+        """See `Reconstructor`.
 
         Raises:
             InputError: k-space that is not finite.
         """
-        from fastmri_plugin.kspace import zero_filled
+        from fastmri_plugin.kspace import check_finite, zero_filled
 
-        image = zero_filled(kspace, mask, size).astype("float32", copy=False)
-        # One bad sample spreads over the whole image, so the image's sum tells.
-        if not math.isfinite(image.sum()):
-            raise InputError("the k-space holds NaN or infinite values")
+        columns = mask if mask.ndim == 1 else None
+        image = zero_filled(kspace, columns, size).astype("float32", copy=False)
+        # One bad sample spreads over the whole image.
+        check_finite(image, "the k-space")
         return image
 
 
@@ -208,7 +216,7 @@ class Regularized(SliceReconstructor):
         return value
 
     def image(self, kspace: np.ndarray, mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """See `SliceReconstructor`."""
+        """See `Reconstructor`."""
         from fastmri_plugin.compressed_sensing import reconstruct_slice
 
         values = [self.regularization]
@@ -255,24 +263,17 @@ class Regularized(SliceReconstructor):
             num_iter=self.num_iter,
         )
         chosen = middle_slices(train, self.num_slices)
-        tasks = [
-            _SliceTask(info.path, index, masks.mask_of(info), info.image_size, function)
-            for info, index in chosen
-        ]
-        seconds = sum(self.seconds(info) * len(self.candidates) for info, _ in chosen)
+        made = self._run(function, chosen, masks, len(self.candidates))
         label = f"choosing the regularization of {self.name.replace('_', ' ')}"
-        results = iter(track(self._run(tasks, seconds), label, len(tasks)))
         totals = np.zeros(len(self.candidates))
-        for (info, index), images in zip(chosen, results, strict=True):
+        for (info, index), images in zip(chosen, track(made, label, len(chosen)), strict=True):
             target = read_target(info)[index : index + 1]
             data_range = float(info.max_value or target.max())
             totals += [volume_ssim(target, image[None], data_range=data_range) for image in images]
         return dict(zip(self.candidates, (totals / len(chosen)).tolist(), strict=True))
 
 
-def middle_slices(
-    infos: Sequence[VolumeInfo], num_slices: int, seed: int = 0
-) -> list[tuple[VolumeInfo, int]]:
+def middle_slices(infos: Sequence[VolumeInfo], num_slices: int) -> list[tuple[VolumeInfo, int]]:
     """`num_slices` (volume, index) pairs of middle halves, round after round over shuffled volumes.
 
     Raises:
@@ -282,7 +283,7 @@ def middle_slices(
 
     if not infos:
         raise InputError("choosing a regularization needs training volumes, given none")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     ordered = [infos[i] for i in rng.permutation(len(infos))]
     orders = []
     for info in ordered:

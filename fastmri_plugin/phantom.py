@@ -87,15 +87,13 @@ class _Canvas:
         inside = 0.5 - 0.5 * np.tanh(distance / (2 * edge))
         self.image[:, rows] += inside * (value - self.image[:, rows])
 
-    def paint_tube(
-        self, x: np.ndarray, y: np.ndarray, radius: float, value: float, softness: float = 0.6
-    ) -> None:
+    def paint_tube(self, x: np.ndarray, y: np.ndarray, radius: float, value: float) -> None:
         """Paint a disc per slice at (x, y), both (slices, 1, 1)."""
         # Rows far from it are left out, which is most of them.
         near = np.flatnonzero((np.abs(self.y - y) < radius + 0.05).any(axis=(0, 2)))
         rows = slice(near[0], near[-1] + 1) if len(near) else slice(0)
         distance = np.hypot(self.x[:, rows] - x, self.y[:, rows] - y) - radius
-        self.paint(distance, value, softness, rows)
+        self.paint(distance, value, rows=rows)
 
     def ellipse(self, x: float, y: float, a: np.ndarray | float, b: float) -> np.ndarray:
         """Approximate distance to an ellipse."""
@@ -118,8 +116,9 @@ def _ramp(value: np.ndarray) -> np.ndarray:
     return clipped**2 * (3 - 2 * clipped)
 
 
-def _union(first: np.ndarray, second: np.ndarray, blend: float = 0.04) -> np.ndarray:
+def _union(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Smooth minimum of two distances."""
+    blend = 0.04
     mix = np.clip(0.5 + 0.5 * (second - first) / blend, 0, 1)
     return second + (first - second) * mix - blend * mix * (1 - mix)
 

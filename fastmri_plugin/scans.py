@@ -22,7 +22,7 @@ from fastmri_plugin.slices import (
     slice_function,
 )
 from img2img_recon.figures import reconstruction_panel
-from img2img_recon.support.errors import InputError
+from img2img_recon.support.errors import InputError, named
 from img2img_recon.support.files import writable_folder, write_json
 from img2img_recon.support.progress import Track
 
@@ -124,17 +124,17 @@ class ScanJob:
             The mask, bool (W,) or (H, W), and magnitudes, float32 (h, w), by name: with --accel the
             `target`, then those of the functions.
         """
-        kspace = scan.kspace(index)
+        kspace, size = scan.kspace(index), scan.image_size
         mask = self._measured(scan, kspace)
         images: dict[str, np.ndarray] = {}
-        if self.config.accel is not None:
-            images["target"] = slice_function("zero_filled")(kspace, mask, scan.image_size)
-            mask = mask & self._drawn(scan)
-        for name, function in functions.items():
-            if mask.any():
-                images[name] = function(kspace * mask, mask, scan.image_size)
-            else:
-                images[name] = np.zeros(scan.image_size, np.float32)
+        with named(f"{self.path}: slice {index}"):
+            if self.config.accel is not None:
+                images["target"] = slice_function("zero_filled")(kspace, mask, size)
+                mask = mask & self._drawn(scan)
+            for name, function in functions.items():
+                images[name] = np.zeros(size, np.float32)
+                if mask.any():
+                    images[name] = function(kspace * mask, mask, size)
         return mask, images
 
     def _drawn(self, scan: Scan) -> np.ndarray:
@@ -175,6 +175,8 @@ class ScanJob:
 
     def _compare(self, scan: Scan, model: str, out: Path) -> list[Path]:
         """Undersample retrospectively and set methods beside the fully sampled image."""
+        from rich.console import Console
+
         words = tuple(dict.fromkeys((*COMPARED, model)))
         functions = {Path(word).name: slice_function(word) for word in words}
         drawn = self._drawn(scan)
@@ -192,11 +194,5 @@ class ScanJob:
         reconstruction_panel(panel, pictures, target[middle], title=title)
         columns = np.flatnonzero(drawn).tolist()
         write_json(table, {"retrospective": True, "columns": columns, "scores": scores})
-        _show(scores)
+        Console().print(scores_table(scores))
         return [*written, panel, table]
-
-
-def _show(scores: dict[str, dict[str, dict[str, float]]]) -> None:
-    from rich.console import Console
-
-    Console().print(scores_table(scores))

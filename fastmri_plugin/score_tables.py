@@ -18,6 +18,8 @@ from img2img_recon.perceptual_metrics import METRICS
 if TYPE_CHECKING:
     from rich.table import Table
 
+MOST_VOLUMES = 8
+
 
 @dataclass(frozen=True)
 class ScoreRow:
@@ -95,17 +97,15 @@ def groups_table(methods: Mapping[str, Sequence[ScoreRow]], by_method: bool = Tr
         methods: rows of the same groups by method; each group has a line for each, the best SSIM last.
         by_method: whether the methods' names are shown.
     """
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table()
-    table.add_column("volumes of")
-    table.add_column("number", justify="right")
-    if by_method:
-        table.add_column("method")
-    names = list(next(iter(methods.values()))[0].mean)
-    for name in names:
-        table.add_column(METRICS[name].label if name in METRICS else name.upper(), justify="right")
-    for position, row in enumerate(next(iter(methods.values()))):
+    groups = next(iter(methods.values()))
+    names = list(groups[0].mean)
+    labels = [METRICS[name].label if name in METRICS else name.upper() for name in names]
+    columns = [Column("volumes of"), Column("number", justify="right")]
+    columns += [Column("method")] if by_method else []
+    table = Table(*columns, *(Column(label, justify="right") for label in labels))
+    for position, row in enumerate(groups):
         first = (row.label, str(row.volumes))
         lines = [(method, rows[position]) for method, rows in methods.items()]
         for method, line in sorted(lines, key=lambda item: item[1].mean["ssim"]):
@@ -117,20 +117,15 @@ def groups_table(methods: Mapping[str, Sequence[ScoreRow]], by_method: bool = Tr
     return table
 
 
-def scores_table(
-    methods: Mapping[str, Mapping[str, Mapping[str, float]]], most_volumes: int = 8
-) -> Table:
+def scores_table(methods: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
     """Format scores by method and file name: a section per volume, then the means, best SSIM last.
 
-    Of more than `most_volumes` volumes only the means are shown.
+    Of more than `MOST_VOLUMES` volumes only the means are shown.
     """
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table()
-    for heading in ("volume", "method"):
-        table.add_column(heading)
-    for heading in ("NMSE", "PSNR (dB)", "SSIM"):
-        table.add_column(heading, justify="right")
+    figures = (Column(name, justify="right") for name in ("NMSE", "PSNR (dB)", "SSIM"))
+    table = Table("volume", "method", *figures)
 
     def add_section(label: str, scores: Mapping[str, Mapping[str, float]]) -> None:
         for method, row in sorted(scores.items(), key=lambda item: item[1]["ssim"]):
@@ -140,7 +135,7 @@ def scores_table(
         table.add_section()
 
     names = sorted(set().union(*methods.values()))
-    if len(names) <= most_volumes:
+    if len(names) <= MOST_VOLUMES:
         for name in names:
             add_section(name, {m: scores[name] for m, scores in methods.items() if name in scores})
     means = {method: summarise(volumes.values()) for method, volumes in methods.items() if volumes}

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fastmri_plugin import Challenge
-from fastmri_plugin.kspace import center_crop, crop_size
+from fastmri_plugin.kspace import center_crop, check_finite, crop_size
 from fastmri_plugin.listing import volume_paths
 from fastmri_plugin.volumes import (
     TARGET_KEYS,
@@ -59,10 +59,7 @@ def score_volume(
             raise InputError(f"the {name} has shape {volume.shape}, expected (slices, H, W)")
         if not np.issubdtype(volume.dtype, np.floating):
             raise InputError(f"the {name} is {volume.dtype}, expected real magnitudes")
-        # Any NaN or infinity shows in the sum; float64 keeps large finite values from doing the
-        # same.
-        if not np.isfinite(volume.sum(dtype=np.float64)):
-            raise InputError(f"the {name} holds NaN or infinite values")
+        check_finite(volume, f"the {name}")
     if len(target) != len(reconstruction):
         raise InputError(
             f"the reconstruction has {len(reconstruction)} slices, the target {len(target)}"
@@ -180,37 +177,33 @@ class TargetFile:
             raise InputError(f"{info.path}: no target in it, nor at {apart}")
         return cls.read(info.path if info.target_shape else apart, info.challenge)
 
-    def kspace_shape(self) -> tuple[int, ...] | None:
-        """Of the volume, in the target's file or, in a frozen split, beside it."""
+    def narrow_size(self, target: np.ndarray) -> tuple[int, int] | None:
+        """(h, w) of the image by its k-space, in the target's file or, in a frozen split, beside it, if at all."""
         own = self.path.resolve()
         for path in (own, own.parents[2] / own.parent.name / own.name):
             if path.is_file():
                 with open_volume(path) as volume:
                     if "kspace" in volume:
-                        return tuple(int(n) for n in dataset_in(volume, "kspace").shape)
+                        return crop_size(target.shape[-2:], dataset_in(volume, "kspace").shape)
         return None
 
 
 def select_targets(
     targets: Sequence[TargetFile], acquisition: str | None, acceleration: int | None
-) -> list[TargetFile]:
-    """The targets of this acquisition and this stored acceleration; None takes all.
+) -> dict[str, TargetFile]:
+    """The targets of this acquisition and this stored acceleration (None takes all) by file name.
 
     Raises:
         InputError: there is none.
     """
     selected = list(targets)
-    if acquisition is not None:
-        selected = [item for item in selected if item.acquisition == acquisition]
-        if not selected:
-            found = ", ".join(sorted({item.acquisition or "(none)" for item in targets}))
-            raise InputError(f"--acquisition: given {acquisition}, the targets have {found}")
-    if acceleration is not None:
-        found = ", ".join(sorted({str(item.acceleration or "(none)") for item in selected}))
-        selected = [item for item in selected if item.acceleration == acceleration]
-        if not selected:
-            raise InputError(f"--acceleration: given {acceleration}, the targets have {found}")
-    return selected
+    for name, wanted in (("acquisition", acquisition), ("acceleration", acceleration)):
+        if wanted is not None:
+            found = sorted({str(getattr(item, name) or "(none)") for item in selected})
+            selected = [item for item in selected if getattr(item, name) == wanted]
+            if not selected:
+                raise InputError(f"--{name}: given {wanted}, the targets have {', '.join(found)}")
+    return {item.path.name: item for item in selected}
 
 
 def _score(
@@ -220,22 +213,16 @@ def _score(
     metrics: Mapping[str, Score] | None,
 ) -> ScoredVolume:
     target = read_whole_target(item.path, item.challenge)
-    side = target.shape[-1]
-    if reconstruction.ndim == 3 and target.ndim == 3:
-        found = reconstruction.shape[-2:]
-        if found[0] < min(side, target.shape[-2]) or found[1] < side:
+    with named(str(source)):
+        if reconstruction.ndim == 3 and target.ndim == 3:
+            (height, width), side = reconstruction.shape[-2:], target.shape[-1]
+            least = min(side, target.shape[-2])
             # Only a k-space narrower than the image explains a smaller reconstruction.
-            kspace_shape = item.kspace_shape()
-            narrow = kspace_shape and crop_size(target.shape[-2:], kspace_shape)
-            if found != narrow:
+            if (height < least or width < side) and (height, width) != item.narrow_size(target):
                 raise InputError(
-                    f"{source}: slices of {found[0]} x {found[1]}, expected at least "
-                    f"{min(side, target.shape[-2])} x {side}, the target's"
+                    f"slices of {height} x {width}, expected at least {least} x {side}, the target's"
                 )
-    try:
         scores = score_volume(target, reconstruction, metrics)
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from None
     return ScoredVolume(item.path.name, item.acquisition, item.acceleration, len(target), scores)
 
 
@@ -308,7 +295,7 @@ def score_folders(
     if not names:
         raise InputError(f"{targets}: no *.h5 file in this folder")
     files = [TargetFile.read(targets / name, challenge) for name in names]
-    selected = {item.path.name: item for item in select_targets(files, acquisition, acceleration)}
+    selected = select_targets(files, acquisition, acceleration)
     predicted = set(volume_names(predictions))
     missing = [name for name in selected if name not in predicted]
     if missing:

@@ -47,20 +47,17 @@ def open_module(source: Path) -> tuple[dict[str, Any], MriModule]:
     Raises:
         InputError: not of MRI, or weights of another network.
     """
-    source = find_checkpoint(source)
-    if source.suffix == SUFFIX:
-        config, state = read_weights(source)
+    path = find_checkpoint(source)
+    if path.suffix == SUFFIX:
+        config, state = read_weights(path)
+        checkpoint = {"state_dict": state}
         if config["task"] != "mri":
-            raise InputError(f"{source}: a network for {config['task']}, not for mri")
-        # Nobody trains it, so that any rate will do.
-        module = build_module(config["model"], config["options"], 1.0, "epoch")
-        load_weights(_network(module), {"state_dict": state}, source)
+            raise InputError(f"{path}: a network for {config['task']}, not for mri")
     else:
-        config, checkpoint, path = read_run(source, ("mri",), "fastmri_plugin/train.py")
-        module = build_module(
-            config["model"], config["options"], config["lr"], config["lr_interval"]
-        )
-        load_weights(module, checkpoint, path)
+        config, checkpoint, _ = read_run(path, ("mri",), "fastmri_plugin/train.py")
+    # Nobody trains it, so that any rate will do.
+    module = build_module(config["model"], config["options"], 1.0, "epoch")
+    load_weights(_network(module) if path.suffix == SUFFIX else module, checkpoint, path)
     return config, module.eval()
 
 
@@ -91,18 +88,16 @@ def package(
     options: Mapping[str, Any],
     challenge: Challenge,
     *,
-    model: str = "unrolled_mixer",
     half: bool = False,
     **extra: Any,
 ) -> None:
-    """Write a trained network's weights as the package ships them.
+    """Write a trained unrolled mixer's weights as the package ships them.
 
     Args:
         path: the `.safetensors` file; its name is the network's.
         state: the network's `state_dict`. For single-coil data weights of sensitivity maps are left out.
         options: of the network's constructor.
         challenge: single- or multi-coil.
-        model: its name.
         half: store half-precision numbers.
         **extra: what else the file should say of itself, JSON-serialisable.
 
@@ -113,7 +108,8 @@ def package(
     if challenge == "singlecoil":
         options["sens"] = "none"
         state = {name: value for name, value in state.items() if not name.startswith("sens_net.")}
-    load_weights(build_network(model, options), {"state_dict": state}, path)
+    load_weights(build_network("unrolled_mixer", options), {"state_dict": state}, path)
     stored = {name: value.half() for name, value in state.items()} if half else state
-    description = {"task": "mri", "model": model, "options": options, "challenge": challenge}
+    description = {"task": "mri", "model": "unrolled_mixer", "options": options}
+    description["challenge"] = challenge
     write_weights(path, stored, {**description, "name": path.stem, **extra})

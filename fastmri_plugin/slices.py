@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastmri_plugin.kspace import zero_filled
+from fastmri_plugin.kspace import check_finite
 from img2img_recon.support.errors import InputError, named
-
-if TYPE_CHECKING:
-    from fastmri_plugin.trained import TrainedNetwork
 
 # (kspace (coils, H, W), mask bool (W,) or (H, W), (h, w)) -> magnitude float32 (h, w)
 SliceFunction = Callable[[np.ndarray, np.ndarray, tuple[int, int]], np.ndarray]
 
 CLASSICAL = ("tv", "l1_wavelet", "zero_filled")
 # The middle one of the candidates of `methods.Regularized`: a scan by itself has nothing to choose on.
-REGULARIZATION = {"tv": 3e-3, "l1_wavelet": 3e-3}
+REGULARIZATION = 3e-3
 # A few samples of a measured column may be exactly zero.
 WHOLE = 0.9
 
@@ -34,18 +29,19 @@ def measured_samples(kspace: np.ndarray) -> np.ndarray:
     pattern = (kspace != 0).any(axis=0)
     columns, rows = pattern.any(axis=0), pattern.any(axis=1)
     used = pattern[np.ix_(rows, columns)]
-    gaps = _gaps(rows)
+    gaps = has_gaps(rows)
     return columns if used.size == 0 or (used.mean() >= WHOLE and not gaps) else pattern
 
 
-def _gaps(used: np.ndarray) -> bool:
+def has_gaps(used: np.ndarray) -> bool:
+    """Whether something is missing between the first and the last of what was measured, bool (n,)."""
     where = np.flatnonzero(used)
     return len(where) > 0 and len(where) < where[-1] - where[0] + 1
 
 
 def is_undersampled(measured: np.ndarray) -> bool:
     """Whether samples are missing between others; what is missing at the edges was never to be measured."""
-    return measured.ndim == 2 or _gaps(measured)
+    return measured.ndim == 2 or has_gaps(measured)
 
 
 def slice_function(model: str) -> SliceFunction:
@@ -57,20 +53,21 @@ def slice_function(model: str) -> SliceFunction:
     Raises:
         InputError: no such model.
     """
-    if model == "zero_filled":
-        return _zero_filled
-    if model in CLASSICAL:
-        return partial(_regularized, model)
-    from fastmri_plugin.shipped import shipped
-    from fastmri_plugin.trained import TrainedNetwork
+    from fastmri_plugin.methods import make_method
 
-    if model not in shipped() and not os.path.exists(model):
-        names = ", ".join((*CLASSICAL, *shipped()))
-        raise InputError(
-            f"--model: given {model}; allowed: {names}, a run folder, a checkpoint or .safetensors file"
-        )
+    if model not in CLASSICAL and not os.path.exists(model):
+        from fastmri_plugin.shipped import shipped
+
+        if model not in shipped():
+            names = ", ".join((*CLASSICAL, *shipped()))
+            raise InputError(
+                f"--model: given {model}; allowed: {names}, a run folder, a checkpoint or .safetensors file"
+            )
     with named("--model"):
-        return partial(_network, TrainedNetwork(model))
+        method = make_method(model)
+    if method.chooses:
+        method.settings = {"regularization": REGULARIZATION}
+    return method.image
 
 
 def default_model(num_coils: int, measured: np.ndarray) -> str:
@@ -79,35 +76,6 @@ def default_model(num_coils: int, measured: np.ndarray) -> str:
 
     fitting = "mri-brain-multicoil" if num_coils > 1 else "mri-brain-singlecoil"
     return fitting if measured.ndim == 1 and fitting in shipped() else "l1_wavelet"
-
-
-def _network(
-    network: TrainedNetwork, kspace: np.ndarray, mask: np.ndarray, size: tuple[int, int]
-) -> np.ndarray:
-    """Apply a network, which takes whole columns of as many coils as it was trained for."""
-    if mask.ndim == 2:
-        raise InputError(
-            f"--model: {network.name} takes whole measured columns; of this scan single samples were measured "
-            "(or rows: then name the phase-encoded axis columns, with --axes); l1_wavelet and tv take any"
-        )
-    if (len(kspace) > 1) != (network.challenge == "multicoil"):
-        raise InputError(
-            f"--model: {network.name} is for {network.challenge}, the scan has {len(kspace)} coil(s)"
-        )
-    return network.image(kspace, mask, size)
-
-
-def _zero_filled(kspace: np.ndarray, mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    columns = mask if mask.ndim == 1 else None
-    return zero_filled(kspace, columns, size).astype(np.float32)
-
-
-def _regularized(
-    method: str, kspace: np.ndarray, mask: np.ndarray, size: tuple[int, int]
-) -> np.ndarray:
-    from fastmri_plugin.compressed_sensing import reconstruct_slice
-
-    return reconstruct_slice(kspace, mask, size, method, [REGULARIZATION[method]])[0]  # type: ignore[arg-type]
 
 
 def reconstruct(
@@ -140,8 +108,7 @@ def reconstruct(
             raise InputError(
                 f"mask has shape {mask.shape}, expected {kspace.shape[-1:]} or {kspace.shape[-2:]}"
             )
-    if not np.isfinite(kspace).all():
-        raise InputError("kspace holds NaN or infinite values")
+    check_finite(kspace, "kspace")
     slices = kspace.reshape(-1, *kspace.shape[-3:]).astype(np.complex64, copy=False)
     masks = [measured_samples(coils) if mask is None else mask for coils in slices]
     function = slice_function(model or default_model(slices.shape[1], masks[len(masks) // 2]))

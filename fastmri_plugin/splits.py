@@ -147,12 +147,10 @@ def _settle(
     if method.name in stored:
         method.settings = stored[method.name]
         return
-    data_path = flags.data_path or configured_data_path(flags.anatomy)
-    if data_path is None and flags.test_path is None:
-        data_path = demo_folder(flags.challenge, track)
     place = f"--method: {method.name} has to choose its settings on training volumes"
-    if data_path is None:
+    if flags.test_path and not (flags.data_path or configured_data_path(flags.anatomy)):
         raise InputError(f"{place}; give --data_path, or a run that chose them")
+    data_path, _ = find_data(flags, lambda message: None, track)
     needs: tuple[Need, ...] = ("target",)
     with named(place):
         folder = split_folder(data_path, flags.challenge, "train")

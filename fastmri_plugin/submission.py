@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,6 @@ def write_submission(
     out_zip: Path,
     *,
     overwrite: bool = False,
-    track: Track = silent,
 ) -> Path:
     """Write the submission of a split; the archive is whole or absent.
 
@@ -92,7 +92,6 @@ def write_submission(
         infos: every volume of the split.
         out_zip: archive to write.
         overwrite: replace an archive that exists.
-        track: shows the progress over volumes.
 
     Returns:
         `out_zip`.
@@ -107,35 +106,27 @@ def write_submission(
     if out_zip.exists() and not overwrite:
         raise InputError(f"{out_zip} exists; nothing is overwritten unless asked for")
     written: set[str] = set()
-    try:
-        with atomic_path(out_zip) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-            for name, volume in track(reconstructions, "writing the submission", len(infos)):
-                if name not in expected:
-                    raise InputError(f"{name}: surplus, the split has no such volume")
-                if name in written:
-                    raise InputError(f"{name}: given twice")
-                problems = _array_problems(volume, expected[name])
-                if problems:
-                    raise InputError(f"{name}: {problems[0]}")
-                written.add(name)
-                entry = zipfile.ZipInfo(name, ZIP_DATE)
-                entry.external_attr = 0o644 << 16
-                archive.writestr(entry, _hdf5_bytes(volume))
-            missing = sorted(set(expected) - written)
-            if missing:
-                raise InputError(
-                    f"{missing[0]}: missing ({len(missing)} of the split's {len(expected)} volumes)"
-                )
-    except OSError as error:
-        raise InputError(f"{out_zip}: cannot be written ({error.strerror or error})") from None
+    with atomic_path(out_zip) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, volume in reconstructions:
+            if name not in expected:
+                raise InputError(f"{name}: surplus, the split has no such volume")
+            if name in written:
+                raise InputError(f"{name}: given twice")
+            problems = _array_problems(volume, expected[name])
+            if problems:
+                raise InputError(f"{name}: {problems[0]}")
+            written.add(name)
+            entry, content = zipfile.ZipInfo(name, ZIP_DATE), io.BytesIO()
+            entry.external_attr = 0o644 << 16
+            with h5py.File(content, "w") as file:
+                file.create_dataset(RECONSTRUCTION_KEY, data=volume.astype(np.float32, copy=False))
+            archive.writestr(entry, content.getvalue())
+        missing = sorted(set(expected) - written)
+        if missing:
+            raise InputError(
+                f"{missing[0]}: missing ({len(missing)} of the split's {len(expected)} volumes)"
+            )
     return out_zip
-
-
-def _hdf5_bytes(volume: np.ndarray) -> bytes:
-    content = io.BytesIO()
-    with h5py.File(content, "w") as file:
-        file.create_dataset(RECONSTRUCTION_KEY, data=volume.astype(np.float32, copy=False))
-    return content.getvalue()
 
 
 def _shape_problem(shape: tuple[int, ...], info: VolumeInfo) -> str | None:
@@ -160,10 +151,6 @@ def _array_problems(volume: np.ndarray, info: VolumeInfo) -> list[str]:
     if not finite.all():
         problems.append(f"{int((~finite).sum())} NaN or infinite values, expected none")
     return problems
-
-
-def _checked_slices(num_slices: int) -> np.ndarray:
-    return np.unique(np.linspace(0, num_slices - 1, CHECKED_SLICES).round().astype(int))
 
 
 def _bright(image: np.ndarray) -> np.ndarray:
@@ -217,7 +204,7 @@ def _content_problems(
     if mask is not None and not mask[len(mask) // 2]:
         # Without the centre of k-space the zero-filled image has no intensity to compare with.
         return problems
-    indices = _checked_slices(info.num_slices)
+    indices = np.unique(np.linspace(0, info.num_slices - 1, CHECKED_SLICES).round().astype(int))
     reference = np.stack(
         [zero_filled(read_slice(info.path, int(i)), mask, info.image_size) for i in indices]
     )
@@ -275,16 +262,15 @@ def _member_problems(content: bytes, info: VolumeInfo, mask_of: MaskOf) -> tuple
 
 def _name_problems(members: Sequence[str], expected: Mapping[str, VolumeInfo]) -> list[str]:
     problems = []
-    for name in members:
+    for name, count in Counter(members).items():
         if "/" in name or "\\" in name:
             problems.append(f"{name}: in a folder, expected a flat archive")
         elif name not in expected:
             problems.append(f"{name}: surplus, the split has no such volume")
-    for name in sorted({name for name in members if members.count(name) > 1}):
-        problems.append(f"{name}: {members.count(name)} times in the archive, expected once")
+        if count > 1:
+            problems.append(f"{name}: {count} times in the archive, expected once")
     missing = sorted(set(expected) - set(members))
-    problems += [f"{name}: missing, expected every volume of the split" for name in missing]
-    return problems
+    return problems + [f"{name}: missing, expected every volume of the split" for name in missing]
 
 
 def check_submission(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 # Slices of fastMRI's knee training sets, the size of most images, and coils.
-TRAIN_SLICES = {"singlecoil": 34_742, "multicoil": 34_742}
+TRAIN_SLICES = 34_742
 IMAGE_SIZE = (320, 320)
 KNEE_COILS = 15
 
@@ -176,7 +176,7 @@ class MriTask(Task[TrainConfig, MriRun]):
             sizes = SIZES[config.challenge]
             slices, size = sizes.train_slices, (sizes.recon, sizes.recon)
         else:
-            slices, size = TRAIN_SLICES[config.challenge], IMAGE_SIZE
+            slices, size = TRAIN_SLICES, IMAGE_SIZE
         share = config.sample_rate or config.volume_sample_rate or 1.0
         images = max(round(slices * share), 1)
         return Workload(size, images, images * (config.max_epochs or 1))

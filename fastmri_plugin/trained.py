@@ -83,20 +83,23 @@ class TrainedNetwork(Reconstructor):
             yield name, np.stack([image for _, image in images])
 
     def image(self, kspace: np.ndarray, mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Reconstruct one slice.
+        """See `Reconstructor`.
 
-        Args:
-            kspace: complex (coils, H, W), zero where nothing was measured.
-            mask: bool (W,), the measured columns.
-            size: (h, w) of the image.
-
-        Returns:
-            Magnitude, float32 (h, w).
+        Raises:
+            InputError: single samples were measured, or other coils than the network was trained for.
         """
-        challenge: Challenge = "multicoil" if len(kspace) > 1 else "singlecoil"
-        transform = build_transform(self.model, challenge, None, True, self.options)
+        if mask.ndim == 2:
+            raise InputError(
+                f"--model: {self.name} takes whole measured columns; of this scan single samples were measured "
+                "(or rows: then name the phase-encoded axis columns, with --axes); l1_wavelet and tv take any"
+            )
+        if (len(kspace) > 1) != (self.challenge == "multicoil"):
+            raise InputError(
+                f"--model: {self.name} is for {self.challenge}, the scan has {len(kspace)} coil(s)"
+            )
+        transform = build_transform(self.model, self.challenge, None, True, self.options)
         attrs = {"recon_size": size, "padding_left": 0, "padding_right": kspace.shape[-1]}
-        slice_ = kspace if challenge == "multicoil" else kspace[0]
+        slice_ = kspace if len(kspace) > 1 else kspace[0]
         batch = default_collate([transform(slice_, mask, None, attrs, "scan", 0)])
         with torch.inference_mode():
             moved = self.module.transfer_batch_to_device(batch, self.device, 0)

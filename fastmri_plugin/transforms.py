@@ -11,11 +11,10 @@ import torch
 
 from fastmri_plugin import Challenge
 from fastmri_plugin.framework import UnetDataTransform, VarNetDataTransform
-from fastmri_plugin.kspace import center_crop, crop_readout, crop_size, zero_filled
+from fastmri_plugin.kspace import center_crop, check_finite, crop_readout, crop_size, zero_filled
 from fastmri_plugin.masks import ColumnMasks, draw_columns, name_seed
 from fastmri_plugin.recipes import KSPACE_MODELS
 from fastmri_plugin.unrolled_mixer import Sensitivities
-from img2img_recon.support.errors import InputError
 
 
 class ImageSample(NamedTuple):
@@ -106,8 +105,8 @@ class ImageTransform(_SliceTransform):
         columns = self._columns(mask, kspace.shape[-1], fname)
         size = _image_size(kspace, target, attrs)
         image = zero_filled(kspace, columns, size).astype(np.float32, copy=False)
-        # One bad sample spreads over the whole image, so the image's sum tells.
-        _check_finite(image, fname, slice_num, "kspace")
+        # One bad sample spreads over the whole image.
+        check_finite(image, f"{fname}: slice {slice_num} of kspace")
         if target is None:
             return ImageSample(torch.from_numpy(image), torch.tensor(0.0), fname, slice_num, 0.0)
         wanted = _cropped_target(target, size, fname, slice_num)
@@ -155,7 +154,7 @@ class KspaceTransform(_SliceTransform):
         limits = attrs["padding_left"], attrs["padding_right"]
         measured = _measured_columns(coils, columns, limits)
         samples = crop_readout(coils, measured, size[0])
-        _check_finite(samples, fname, slice_num, "kspace")
+        check_finite(samples, f"{fname}: slice {slice_num} of kspace")
         maps = np.empty(0, np.complex64)
         if self.sens == "espirit":
             from fastmri_plugin.compressed_sensing import stored_coil_maps
@@ -188,13 +187,8 @@ def _cropped_target(
     target: np.ndarray, size: tuple[int, int], fname: str, slice_num: int
 ) -> torch.Tensor:
     cropped = np.ascontiguousarray(center_crop(target, size), dtype=np.float32)
-    _check_finite(cropped, fname, slice_num, "the target")
+    check_finite(cropped, f"{fname}: slice {slice_num} of the target")
     return torch.from_numpy(cropped)
-
-
-def _check_finite(values: np.ndarray, fname: str, slice_num: int, what: str) -> None:
-    if not np.isfinite(values.sum()):
-        raise InputError(f"{fname}: slice {slice_num} of {what} holds NaN or infinite values")
 
 
 def _measured_columns(
@@ -225,9 +219,8 @@ class _FastmriTransform:
         self.use_seed = use_seed
 
     def __call__(self, kspace: np.ndarray, mask: np.ndarray | None, *rest: Any) -> Any:
-        if not np.isfinite(kspace).all():
-            fname, slice_num = rest[-2:]
-            raise InputError(f"{fname}: slice {slice_num} of kspace holds NaN or infinite values")
+        fname, slice_num = rest[-2:]
+        check_finite(kspace, f"{fname}: slice {slice_num} of kspace")
         if mask is None:
             return self.drawing(kspace, mask, *rest)
         return self.measured(kspace * mask, mask, *rest)

@@ -12,7 +12,6 @@ import h5py
 import numpy as np
 
 from fastmri_plugin import Challenge
-from fastmri_plugin.headers import Header, read_recon_size, write_header
 from fastmri_plugin.kspace import as_complex, center_crop, crop_size
 from fastmri_plugin.slices import measured_samples
 from img2img_recon.support.errors import InputError, named, reason
@@ -95,7 +94,18 @@ def challenge_of(kspace_shape: Sequence[int]) -> Challenge:
     return "multicoil" if len(kspace_shape) == 4 else "singlecoil"
 
 
-def open_file(path: Path) -> h5py.File:
+@contextmanager
+def unreadable(what: str) -> Iterator[None]:
+    """Say in one line, "WHAT (why)", whatever a library raises on a damaged file in this block."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{what} ({reason(error)})") from error
+
+
+def open_volume(path: Path) -> h5py.File:
     """An HDF5 file for reading.
 
     Raises:
@@ -128,20 +138,13 @@ def why_closed(path: Path, error: OSError) -> str:
     return f"cannot be opened ({error.strerror or said})"
 
 
-@contextmanager
-def open_volume(path: Path) -> Iterator[h5py.File]:
-    """Open an HDF5 file for reading, for a block; see `open_file`."""
-    with open_file(path) as volume:
-        yield volume
-
-
 def dataset_in(volume: h5py.File, key: str, what: str = "dataset") -> h5py.Dataset:
     """A dataset of an open volume.
 
     Raises:
         InputError: there is none of this name, or it holds nothing that can be read; without the file's name.
     """
-    try:
+    with unreadable(f"'{key}' cannot be read"):
         if key not in volume:
             found = ", ".join(sorted(map(plain_text, volume)))[:200] or "nothing"
             for challenge, other in TARGET_KEYS.items():
@@ -154,11 +157,7 @@ def dataset_in(volume: h5py.File, key: str, what: str = "dataset") -> h5py.Datas
         # Either may be missing, or damaged so that h5py cannot say it.
         if dataset.shape is None or dataset.dtype is None:
             raise InputError(f"'{key}' is empty")
-    except InputError:
-        raise
-    except Exception as error:  # whatever h5py raises on a damaged file
-        raise InputError(f"'{key}' cannot be read ({reason(error)})") from None
-    return dataset
+        return dataset
 
 
 def plain_text(value: Any) -> str:
@@ -234,11 +233,8 @@ def slice_in(volume: h5py.File, path: Path, index: int) -> np.ndarray:
     Raises:
         InputError: naming the file and the slice.
     """
-    try:
-        with np.errstate(over="ignore"):
-            return as_complex(volume["kspace"][index]).astype(np.complex64, copy=False)
-    except Exception as error:  # whatever h5py raises on a damaged file
-        raise InputError(f"{path}: slice {index} cannot be read ({reason(error)})") from None
+    with unreadable(f"{path}: slice {index} cannot be read"), np.errstate(over="ignore"):
+        return as_complex(volume["kspace"][index]).astype(np.complex64, copy=False)
 
 
 def read_slice(path: Path, index: int) -> np.ndarray:
@@ -280,12 +276,8 @@ def read_reconstruction(path: Path) -> np.ndarray:
 
 
 def _read_dataset(path: Path, key: str, what: str) -> np.ndarray:
-    with open_volume(path) as volume, named(str(path)):
-        dataset = dataset_in(volume, key, what)
-        try:
-            return np.asarray(dataset[()])
-        except Exception as error:  # whatever h5py raises on a damaged file
-            raise InputError(f"cannot be read ({reason(error)})") from None
+    with open_volume(path) as volume, named(str(path)), unreadable("cannot be read"):
+        return np.asarray(dataset_in(volume, key, what)[()])
 
 
 def write_reconstruction(path: Path, reconstruction: np.ndarray) -> None:
@@ -318,57 +310,3 @@ def write_volume(
         volume.attrs.update(
             {"max": float(target.max()), "norm": float(np.linalg.norm(target)), **attrs}
         )
-
-
-def freeze_volume(
-    info: VolumeInfo, masked: Path, target: Path, mask: np.ndarray, acceleration: int, num_low: int
-) -> None:
-    """Write the masked file and the target file of one fully sampled volume, atomically.
-
-    The masked file holds nothing of the target, not even its maximum. K-space is read and written
-    one slice at a time. A header that does not say the image's size, or no limits that can be, is
-    written anew.
-
-    Args:
-        info: fully sampled volume with a target.
-        masked: file to write with k-space (zero outside the mask), mask, header, acquisition,
-            patient_id, acceleration and num_low_frequency.
-        target: file to write with the target, max, norm, acquisition, patient_id and acceleration.
-        mask: bool (W,), the columns to keep.
-        acceleration: nominal.
-        num_low: columns kept at the centre.
-    """
-    values = read_whole_target(info.path, info.challenge)
-    with open_volume(info.path) as volume:
-        kept = ("acquisition", "patient_id")
-        shared: dict[str, Any] = {name: attribute(volume, name) for name in kept}
-        shared = {name: value for name, value in shared.items() if value}
-        shared["acceleration"] = acceleration
-        with atomic_path(masked) as temporary, h5py.File(temporary, "w") as output:
-            output["ismrmrd_header"] = _fitting_header(volume, info)
-            output["mask"] = columns = mask.astype(np.float32)
-            stored = output.create_dataset("kspace", shape=info.kspace_shape, dtype=np.complex64)
-            for slice_num in range(info.num_slices):
-                # Adding zero turns the -0 of the masked columns into 0, as fastMRI does.
-                stored[slice_num] = slice_in(volume, info.path, slice_num) * columns + 0.0
-            output.attrs.update({**shared, "num_low_frequency": num_low})
-        norm = number(attribute(volume, "norm")) or float(np.linalg.norm(values))
-    with atomic_path(target) as temporary, h5py.File(temporary, "w") as output:
-        output[TARGET_KEYS[info.challenge]] = values
-        output.attrs.update({**shared, "max": info.max_value, "norm": norm})
-
-
-def _fitting_header(volume: h5py.File, info: VolumeInfo) -> bytes | str:
-    xml = volume["ismrmrd_header"][()]
-    try:
-        fits = crop_size(read_recon_size(xml), info.kspace_shape) == info.image_size
-    except InputError:
-        fits = False
-    if fits and not info.limits_fault:
-        return xml
-    height, width = info.kspace_shape[-2:]
-    left, right = info.acquired_columns
-    columns = (left, right) if left <= width // 2 < right else (0, width)
-    header = Header.of_columns((height, width), info.recon_size, columns)
-    coils = info.kspace_shape[1] if info.challenge == "multicoil" else 1
-    return write_header(header, num_coils=coils, protocol=info.acquisition)

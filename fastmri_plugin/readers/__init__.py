@@ -11,19 +11,20 @@ from typing import Protocol
 from fastmri_plugin.flags import ReadFlags
 from fastmri_plugin.readers import arrays, bart, dicom, matlab, nifti, raw_ismrmrd, twix, volume
 from fastmri_plugin.readers.scan import Scan
-from img2img_recon.support.errors import InputError, named, reason
+from fastmri_plugin.volumes import unreadable
+from img2img_recon.support.errors import InputError, named
 
 
 class Reader(Protocol):
-    """A module that reads one format."""
+    """A module that reads one format.
 
-    @property
-    def NAME(self) -> str:  # noqa: N802 - a module's constant
-        """The format, in words of an error."""
+    Attributes:
+        NAME: the format, in words of an error.
+        SUFFIXES: endings of its files.
+    """
 
-    @property
-    def SUFFIXES(self) -> tuple[str, ...]:  # noqa: N802
-        """Endings of its files."""
+    NAME: str
+    SUFFIXES: tuple[str, ...]
 
     def recognises(self, path: Path) -> bool:
         """Whether it reads the file or folder; an exception counts as no."""
@@ -63,13 +64,8 @@ def _opened(path: Path, flags: ReadFlags, stack: ExitStack) -> Scan:
         raise InputError(
             f"{path}: of no known format; allowed are {', '.join(SUFFIXES)} files and DICOM series"
         )
-    with named(str(path)):
-        try:
-            return reader.open_scan(path, flags, stack)
-        except InputError:
-            raise
-        except Exception as error:  # what the format's library raises on a damaged file
-            raise InputError(f"not {reader.NAME}, or damaged ({reason(error)})") from None
+    with named(str(path)), unreadable(f"not {reader.NAME}, or damaged"):
+        return reader.open_scan(path, flags, stack)
 
 
 def find_scans(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -84,12 +80,12 @@ def find_scans(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         if not path.is_dir() or _recognises(dicom, path):
             scans.append(path)
             continue
-        items = [item for item in sorted(path.iterdir()) if not item.name.startswith(".")]
-        # The .hdr of a BART pair is found with its .cfl.
+        # Hidden files do not count, and the .hdr of a BART pair is found with its .cfl.
         items = [
             item
-            for item in items
-            if not (item.suffix == ".hdr" and item.with_suffix(".cfl").exists())
+            for item in sorted(path.iterdir())
+            if not item.name.startswith(".")
+            and not (item.suffix == ".hdr" and item.with_suffix(".cfl").exists())
         ]
         found = [item for item in items if _is_scan(item)]
         if not found:

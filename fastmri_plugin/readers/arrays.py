@@ -16,7 +16,7 @@ from fastmri_plugin.volumes import why_closed
 from img2img_recon.support.errors import InputError
 
 NAME = "a file of plain arrays"
-SUFFIXES = (".npy", ".npz", ".h5", ".hdf5")
+SUFFIXES: tuple[str, ...] = (".npy", ".npz", ".h5", ".hdf5")
 
 
 def recognises(path: Path) -> bool:

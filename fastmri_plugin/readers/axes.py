@@ -13,6 +13,7 @@ import numpy as np
 from fastmri_plugin.flags import AXES, ReadFlags
 from fastmri_plugin.kspace import as_complex, centred_ifft, complex_fields
 from fastmri_plugin.readers.scan import PHASE_ZERO, Scan
+from fastmri_plugin.slices import has_gaps
 from img2img_recon.support.errors import InputError
 
 
@@ -84,11 +85,12 @@ def arranged(
         raise InputError(f"holds {dtype}, expected numbers")
     complex_axis = _complex_axis(flags, shape, is_complex)
     names, notes = _names(flags, shape, complex_axis, axes, first_fastest, kind)
-    held = flags.kind or kind or flags.default_kind
+    said = flags.kind or kind
+    held = said or flags.default_kind
     if complex_axis is not None or "complex" in names:
         is_complex = True
     if not is_complex:
-        if (flags.kind or kind) == "kspace":
+        if said == "kspace":
             raise InputError(
                 f"is real-valued with shape {shape}, k-space is complex; name the axis of its real and "
                 "imaginary parts with --complex_axis, or give --kind image"
@@ -101,17 +103,20 @@ def arranged(
         held = "image"
         notes.append(PHASE_ZERO)
     if "partitions" in names:
-        data, names = _without_partitions(data, names, held), [_plain(name) for name in names]
+        data = _without_partitions(data, names, held)
+        names[names.index("partitions")] = "slices"
         notes.append("partitions (3-D): transformed to slices")
     size = dict(zip(names, shape, strict=True))
     if size.get("complex", 2) != 2:
         raise InputError(f"--axes: complex has {size['complex']} entries, expected 2")
-    notes += _selection_notes(flags, size)
     chosen = {"echoes": _within(flags.echo or 0, size.get("echoes", 1), "--echo")}
+    repetitions = size.get("repetitions", 1)
     if flags.repetition is not None:
-        chosen["repetitions"] = _within(
-            flags.repetition, size.get("repetitions", 1), "--repetition"
-        )
+        chosen["repetitions"] = _within(flags.repetition, repetitions, "--repetition")
+    elif repetitions > 1:
+        notes.append(f"{repetitions} repetitions: averaged (--repetition N takes one)")
+    if size.get("echoes", 1) > 1 and flags.echo is None:
+        notes.append(f"{size['echoes']} echoes: the first is taken (--echo N takes another)")
     order = ("complex", "repetitions", "coils", "rows", "columns")
 
     def read(index: int) -> np.ndarray:
@@ -189,10 +194,6 @@ def _names(
     return names, [note] if len(rest) > 2 else []
 
 
-def _plain(name: str) -> str:
-    return "slices" if name == "partitions" else name
-
-
 def _without_partitions(data: Any, names: Sequence[str], kind: str) -> Any:
     """The array with phase-encoded partitions transformed to slices.
 
@@ -211,31 +212,17 @@ def _without_partitions(data: Any, names: Sequence[str], kind: str) -> Any:
         measured = measured.T
     used = measured.any(axis=1)
     columns = measured[used]
-    if not used.any() or (columns != columns[:1]).any() or _gaps(used):
+    if not used.any() or (columns != columns[:1]).any() or has_gaps(used):
         raise InputError(
             "is undersampled along the partitions (the second phase encoding); only whole columns may be left out"
         )
     return centred_ifft(values, (axis,))
 
 
-def _gaps(used: np.ndarray) -> bool:
-    where = np.flatnonzero(used)
-    return len(where) > 0 and len(where) < where[-1] - where[0] + 1
-
-
 def _within(index: int, count: int, flag: str) -> int:
     if index >= count:
         raise InputError(f"{flag}: given {index}, allowed: 0 to {count - 1}")
     return index
-
-
-def _selection_notes(flags: ReadFlags, size: dict[str, int]) -> list[str]:
-    notes = []
-    if size.get("repetitions", 1) > 1 and flags.repetition is None:
-        notes.append(f"{size['repetitions']} repetitions: averaged (--repetition N takes one)")
-    if size.get("echoes", 1) > 1 and flags.echo is None:
-        notes.append(f"{size['echoes']} echoes: the first is taken (--echo N takes another)")
-    return notes
 
 
 def plain_ids(values: np.ndarray, flag_name: str) -> tuple[str, ...]:
@@ -251,6 +238,5 @@ def plain_ids(values: np.ndarray, flag_name: str) -> tuple[str, ...]:
 
 def finite_spacing(values: Sequence[float]) -> tuple[float, float, float] | None:
     """Voxel sizes (mm) if all are positive numbers."""
-    row, column, slice_ = (float(value) for value in values)
-    ok = all(math.isfinite(value) and value > 0 for value in (row, column, slice_))
-    return (row, column, slice_) if ok else None
+    row, column, slice_ = map(float, values)
+    return (row, column, slice_) if all(0 < size < math.inf for size in values) else None

@@ -16,7 +16,7 @@ from fastmri_plugin.readers.scan import Scan
 from img2img_recon.support.errors import InputError
 
 NAME = "a BART pair"
-SUFFIXES = (".cfl",)
+SUFFIXES: tuple[str, ...] = (".cfl",)
 # BART's src/misc/mri.h: the dimensions that can hold more than one entry here.
 DIMENSIONS = {
     3: "coils",

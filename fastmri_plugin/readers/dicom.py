@@ -14,7 +14,7 @@ from fastmri_plugin.readers.scan import Scan
 from img2img_recon.support.errors import InputError
 
 NAME = "a DICOM series"
-SUFFIXES = (".dcm", ".ima")
+SUFFIXES: tuple[str, ...] = (".dcm", ".ima")
 
 
 def recognises(path: Path) -> bool:

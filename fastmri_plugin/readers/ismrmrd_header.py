@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 
-from fastmri_plugin.headers import MAX_MATRIX, NAMESPACE
+from fastmri_plugin.headers import Elements
 from img2img_recon.support.errors import InputError
 
 
@@ -60,45 +59,25 @@ def read_encoding(xml: bytes | str) -> Encoding:
     """Read the first encoding.
 
     Raises:
-        InputError: no XML, no matrix sizes, or sampling that is not Cartesian.
+        InputError: no header, no matrix sizes, or sampling that is not Cartesian.
     """
-    try:
-        root = ElementTree.fromstring(xml)
-    except (ElementTree.ParseError, TypeError, ValueError):
-        raise InputError("its ISMRMRD header is not an XML document") from None
-
-    def text(path: str) -> str | None:
-        found = root.findtext("/".join(f"{{{NAMESPACE}}}{name}" for name in path.split("/")))
-        return found.strip() if found is not None and found.strip() else None
-
-    def whole(path: str, least: int) -> int | None:
-        found = text(path)
-        if found is None:
-            return None
-        if not (found.isascii() and found.isdigit() and least <= int(found[:9]) <= MAX_MATRIX):
-            raise InputError(
-                f"header: {path} is {found!r}, expected a number from {least} to {MAX_MATRIX}"
-            )
-        return int(found)
+    header = Elements(xml)
 
     def matrix(space: str) -> tuple[int, int, int]:
-        x, y, z = (whole(f"encoding/{space}/matrixSize/{axis}", 1) for axis in "xyz")
-        if x is None or y is None:
-            raise InputError(f"header: no element encoding/{space}/matrixSize")
-        return x, y, z or 1
+        size = f"encoding/{space}/matrixSize"
+        x, y = (header.needed(f"{size}/{axis}", 1) for axis in "xy")
+        return x, y, header.number(f"{size}/z", 1) or 1
 
     def field_of_view(space: str) -> tuple[float, float, float] | None:
-        values = []
-        for axis in "xyz":
-            try:
-                values.append(float(text(f"encoding/{space}/fieldOfView_mm/{axis}") or "nan"))
-            except ValueError:
-                return None
-        x, y, z = values
-        return (x, y, z) if all(0 < value < 1e5 for value in values) else None
+        texts = [header.text(f"encoding/{space}/fieldOfView_mm/{axis}") for axis in "xyz"]
+        try:
+            x, y, z = map(float, texts)
+        except ValueError:
+            return None
+        return (x, y, z) if all(0 < value < 1e5 for value in (x, y, z)) else None
 
-    trajectory = (text("encoding/trajectory") or "cartesian").lower()
-    if trajectory != "cartesian":
+    trajectory = header.text("encoding/trajectory") or "cartesian"
+    if trajectory.lower() != "cartesian":
         raise InputError(f"header: the trajectory is {trajectory!r}, allowed: cartesian")
     encoded = matrix("encodedSpace")
     try:
@@ -111,7 +90,7 @@ def read_encoding(xml: bytes | str) -> Encoding:
         recon=recon,
         encoded_mm=field_of_view("encodedSpace"),
         recon_mm=field_of_view("reconSpace"),
-        center=(whole(limits.format(1), 0), whole(limits.format(2), 0)),
-        calibration=text("encoding/parallelImaging/calibrationMode") or "",
-        protocol=text("measurementInformation/protocolName") or "",
+        center=(header.number(limits.format(1), 0), header.number(limits.format(2), 0)),
+        calibration=header.text("encoding/parallelImaging/calibrationMode"),
+        protocol=header.text("measurementInformation/protocolName"),
     )

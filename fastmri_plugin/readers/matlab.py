@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from fastmri_plugin.flags import ReadFlags
 from fastmri_plugin.readers.arrays import datasets, scan_of
@@ -14,7 +15,7 @@ from fastmri_plugin.readers.scan import Scan
 from img2img_recon.support.errors import InputError
 
 NAME = "a MATLAB file"
-SUFFIXES = (".mat",)
+SUFFIXES: tuple[str, ...] = (".mat",)
 
 
 def recognises(path: Path) -> bool:
@@ -46,13 +47,9 @@ def open_scan(path: Path, flags: ReadFlags, stack: ExitStack) -> Scan:
     else:
         from scipy.io import loadmat
 
-        loaded = loadmat(path, chars_as_strings=False)
-        arrays = {
-            name: item
-            for name, item in loaded.items()
-            if not name.startswith("__") and getattr(item, "dtype", None) is not None
-        }
-        arrays = {name: item for name, item in arrays.items() if item.dtype.kind in "cfiu"}
+        loaded = loadmat(path, chars_as_strings=False).items()
+        held = {name: item for name, item in loaded if isinstance(item, np.ndarray)}
+        arrays = {name: item for name, item in held.items() if item.dtype.kind in "cfiu"}
     if not arrays:
         raise InputError("holds no numeric array")
     return scan_of(path, arrays, flags, first_fastest=True)

@@ -14,7 +14,7 @@ from fastmri_plugin.readers.scan import Scan
 from img2img_recon.support.errors import InputError
 
 NAME = "a NIfTI file"
-SUFFIXES = (".nii", ".nii.gz")
+SUFFIXES: tuple[str, ...] = (".nii", ".nii.gz")
 
 
 def recognises(path: Path) -> bool:

@@ -17,7 +17,7 @@ from fastmri_plugin.readers.scan import Scan
 from img2img_recon.support.errors import InputError
 
 NAME = "a raw ISMRMRD file"
-SUFFIXES = (".h5", ".hdf5", ".mrd")
+SUFFIXES: tuple[str, ...] = (".h5", ".hdf5", ".mrd")
 NOISE, CALIBRATION, CALIBRATION_AND_IMAGING, REVERSE = 19, 20, 21, 22
 # Navigation, phase correction, feedback (two kinds), dummies, surface-coil correction, phase stabilisation (two).
 NOT_IMAGING = (23, 24, 26, 27, 28, 29, 30, 31)
@@ -91,17 +91,32 @@ class _Raw:
             raise InputError(f"header: (partitions, coils, x, y) = {size} is too large to be true")
         self.imaging = imaging
         self.slices = np.unique(self.heads["idx"]["slice"][imaging])
+        _, y, z = encoding.encoded
+        self.columns = self._places("kspace_encode_step_1", y, encoding.center[0])
+        self.partitions = self._places("kspace_encode_step_2", z, encoding.center[1])
         self.whiten = self._whitening()
 
-    def _flag(self, number: int) -> np.ndarray:
-        return (self.heads["flags"] >> np.uint64(number - 1)) & np.uint64(1) != 0
+    def _places(self, counter: str, count: int, center: int | None) -> np.ndarray:
+        """Where the acquisitions lie in the matrix along a phase encoding of so many lines."""
+        said = self.heads["idx"][counter].astype(int)
+        places = said + (0 if center is None else count // 2 - center)
+        outside = self.imaging[(places[self.imaging] < 0) | (places[self.imaging] >= count)]
+        if len(outside):
+            number = outside[0]
+            raise InputError(
+                f"acquisition {number}: {counter} is {said[number]}, the header has {count} lines"
+            )
+        return places
+
+    def _flagged(self, *numbers: int) -> np.ndarray:
+        """Of every acquisition, whether any of these flags is set."""
+        return self.heads["flags"] & np.uint64(sum(1 << (n - 1) for n in numbers)) != 0
 
     def _is_imaging(self) -> np.ndarray:
         """Lines that make the image: without noise, corrections, and calibration of another kind."""
-        keep = ~self._flag(NOISE) & (self.heads["encoding_space_ref"] == 0)
-        for number in NOT_IMAGING:
-            keep &= ~self._flag(number)
-        apart = keep & self._flag(CALIBRATION) & ~self._flag(CALIBRATION_AND_IMAGING)
+        others = self.heads["encoding_space_ref"] != 0
+        keep = ~self._flagged(NOISE, *NOT_IMAGING) & ~others
+        apart = keep & self._flagged(CALIBRATION) & ~self._flagged(CALIBRATION_AND_IMAGING)
         if apart.any():
             if self.encoding.calibration in ("", "embedded"):
                 self.notes.append(f"{apart.sum()} calibration lines: used with the image's")
@@ -110,7 +125,6 @@ class _Raw:
                 self.notes.append(
                     f"{apart.sum()} calibration lines ({self.encoding.calibration}): left out"
                 )
-        others = self.heads["encoding_space_ref"] != 0
         if others.any():
             self.notes.append(f"{others.sum()} acquisitions of further encodings: left out")
         return keep
@@ -151,7 +165,7 @@ class _Raw:
     def _whitening(self) -> np.ndarray | None:
         """The matrix (coils, coils) that makes the coils' noise white, in the mean coil's units."""
         noise = np.flatnonzero(
-            self._flag(NOISE) & (self.heads["active_channels"] == self.num_coils)
+            self._flagged(NOISE) & (self.heads["active_channels"] == self.num_coils)
         )
         if len(noise) == 0 or self.num_coils < 2:
             return None
@@ -170,39 +184,22 @@ class _Raw:
         self.notes.append(f"prewhitened with {len(noise)} noise scans")
         return factor
 
-    def _position(self, number: int) -> tuple[int, int, int]:
-        """(partition, column, first row) of an acquisition's samples in the matrix."""
-        head, (x, y, z) = self.heads[number], self.encoding.encoded
-        places = []
-        for counter, count, center in (
-            ("kspace_encode_step_2", z, self.encoding.center[1]),
-            ("kspace_encode_step_1", y, self.encoding.center[0]),
-        ):
-            place = int(head["idx"][counter]) + (0 if center is None else count // 2 - center)
-            if not 0 <= place < count:
-                raise InputError(
-                    f"acquisition {number}: {counter} is {head['idx'][counter]}, the header has {count} lines"
-                )
-            places.append(place)
-        # Programs that do not fill in the centre leave 0, which no Cartesian read-out has.
-        center = int(head["center_sample"]) or int(head["number_of_samples"]) // 2
-        return places[0], places[1], x // 2 - center
-
     def matrix(self, slice_number: int) -> np.ndarray:
         """K-space (partitions, coils, x, y) of one slice, the mean where a line was measured more than once."""
         x, y, z = self.encoding.encoded
         matrix = np.zeros((z, self.num_coils, x, y), np.complex64)
         counts = np.zeros((z, 1, x, y), np.uint16)
         chosen = self.imaging[self.heads["idx"]["slice"][self.imaging] == slice_number]
-        reverse = self._flag(REVERSE)
+        reverse = self._flagged(REVERSE)
         for number, values in self._samples(chosen):
-            partition, column, first = self._position(number)
             head = self.heads[number]
             before, after = int(head["discard_pre"]), int(head["discard_post"])
             if reverse[number]:
                 values, before, after = values[:, ::-1], after, before
             values = values[:, before : values.shape[1] - after]
-            start = first + before
+            # Programs that do not fill in the centre leave 0, which no Cartesian read-out has.
+            center = int(head["center_sample"]) or int(head["number_of_samples"]) // 2
+            start = x // 2 - center + before
             stop = start + values.shape[1]
             if start < 0 or stop > x:
                 raise InputError(
@@ -210,8 +207,9 @@ class _Raw:
                 )
             if self.whiten is not None:
                 values = self.whiten @ values
-            matrix[partition, :, start:stop, column] += values
-            counts[partition, :, start:stop, column] += 1
+            where = self.partitions[number], slice(None), slice(start, stop), self.columns[number]
+            matrix[where] += values
+            counts[where] += 1
         matrix /= np.maximum(counts, 1)
         share = round(x / self.encoding.oversampling)
         if share < x:
@@ -226,9 +224,7 @@ class _Raw:
         if rows < x:
             self.notes.append(f"read-out oversampling removed: {x} to {rows} rows")
         measured = np.zeros((z, y), bool)
-        for number in self.imaging:
-            partition, column, _ = self._position(int(number))
-            measured[partition, column] = True
+        measured[self.partitions[self.imaging], self.columns[self.imaging]] = True
         mask = np.asarray(measured.any(axis=0))
         count = len(self.slices)
         read: Any = lambda index: self.matrix(int(self.slices[index]))[0]  # noqa: E731 - replaced below for 3-D

@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 
 from fastmri_plugin.kspace import MAX_SLICE_BYTES, centred_fft
-from img2img_recon.support.errors import InputError, reason
+from fastmri_plugin.volumes import unreadable
+from img2img_recon.support.errors import InputError, named
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,8 @@ class Scan:
         Raises:
             InputError: the slice cannot be read, or holds NaN, infinities, or more than single precision takes.
         """
-        try:
+        with named(f"{self.path}: slice {index}"), unreadable("cannot be read"):
             data = self.read(index)
-        except InputError as error:
-            raise InputError(f"{self.path}: slice {index}: {error}") from None
-        except Exception as error:  # what the format's library raises on a damaged file
-            raise InputError(
-                f"{self.path}: slice {index} cannot be read ({reason(error)})"
-            ) from None
         with np.errstate(over="ignore", invalid="ignore"):
             data = np.asarray(data).astype(np.complex64, copy=False)
         if not np.isfinite(data).all():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fastmri_plugin.readers.scan import Scan
 from img2img_recon.support.errors import InputError
 
 NAME = "a Siemens twix file"
-SUFFIXES = (".dat",)
+SUFFIXES: tuple[str, ...] = (".dat",)
 DIMENSIONS = {
     "Rep": "repetitions",
     "Eco": "echoes",
@@ -47,22 +48,12 @@ class _Mapped:
         self.left = [dim for dim, size in sizes.items() if size > 1 and dim not in DIMENSIONS]
 
     def __getitem__(self, where: Any) -> np.ndarray:
-        chosen = (
-            dict(zip(self.dims, where, strict=True)) if isinstance(where, tuple) and where else {}
-        )
+        chosen = dict(zip(self.dims, where or [slice(None)] * len(self.dims), strict=True))
+        # twixtools keeps every axis.
         spans = {d: slice(i, i + 1) if isinstance(i, int) else i for d, i in chosen.items()}
-        full = (slice(None),) if not chosen else ()
-        first = slice(0, 1)
-        index = tuple(
-            spans.get(d, *full) if d in spans or (full and d in self.dims) else first
-            for d in self.array.dims
-        )
-        kept = [
-            len(range(*spans.get(dim, slice(None)).indices(size)))
-            for dim, size in zip(self.dims, self.shape, strict=True)
-            if not isinstance(chosen.get(dim), int)
-        ]
-        return np.asarray(self.array[index]).reshape(kept)
+        values = np.asarray(self.array[tuple(spans.get(d, slice(0, 1)) for d in self.array.dims)])
+        one = [n for n, d in enumerate(self.array.dims) if not isinstance(chosen.get(d), slice)]
+        return values.squeeze(tuple(one))
 
 
 def open_scan(path: Path, flags: ReadFlags, stack: ExitStack) -> Scan:
@@ -81,4 +72,4 @@ def open_scan(path: Path, flags: ReadFlags, stack: ExitStack) -> Scan:
     notes = tuple(f"several {dim}: the first is taken" for dim in data.left)
     axes = [DIMENSIONS[dim] for dim in data.dims]
     scan = arranged(path, data, flags, axes=axes, kind="kspace")
-    return Scan(**{**vars(scan), "notes": (*scan.notes, *notes)})
+    return replace(scan, notes=(*scan.notes, *notes))

@@ -16,7 +16,7 @@ from fastmri_plugin.volumes import challenge_of, open_volume, stored_columns
 from img2img_recon.support.errors import InputError
 
 NAME = "a fastMRI volume"
-SUFFIXES = (".h5", ".hdf5")
+SUFFIXES: tuple[str, ...] = (".h5", ".hdf5")
 
 
 def recognises(path: Path) -> bool:

@@ -20,6 +20,7 @@ from fastmri.data.transforms import UnetDataTransform
 
 from fastmri_plugin.convert import ConvertConfig
 from fastmri_plugin.data import SliceDataset
+from fastmri_plugin.frozen import freeze_volume
 from fastmri_plugin.headers import Header, write_header
 from fastmri_plugin.inspection import check_needs, inspect_volume
 from fastmri_plugin.kspace import centred_ifft
@@ -27,7 +28,7 @@ from fastmri_plugin.listing import list_volumes, split_folder
 from fastmri_plugin.masks import MaskSpec
 from fastmri_plugin.readers import open_scan
 from fastmri_plugin.transforms import build_transform
-from fastmri_plugin.volumes import freeze_volume, own_mask, read_slice, read_target, write_volume
+from fastmri_plugin.volumes import own_mask, read_slice, read_target, write_volume
 from img2img_recon.support.errors import InputError
 
 COUNT = int(os.environ.get("FUZZ", "60"))

@@ -125,6 +125,13 @@ def test_stored_masks_and_folders_with_a_broken_scan(tmp_path, tiny_data, capsys
     assert sorted(p.name for p in (tmp_path / "out").glob("*.h5")) == ["frozen.h5", "good.h5"]
 
 
+@pytest.mark.parametrize("model", ["zero_filled", "l1_wavelet"])
+def test_an_image_beyond_single_precision_is_refused_by_name(tmp_path, model):
+    np.save(tmp_path / "a.npy", np.full((1, 1, 40, 32), 3e38, np.complex64))
+    with pytest.raises(InputError, match=r"a.npy: slice 0: the k-space holds NaN or infinite"):
+        run(tmp_path / "a.npy", "--out", tmp_path / "o", "--model", model)
+
+
 def test_flags_of_scans_and_of_splits(tmp_path):
     for words, says in (
         (
