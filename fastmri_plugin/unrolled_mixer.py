@@ -90,23 +90,32 @@ class UnrolledMixer(Described):
             nn.init.zeros_(mixer.output.bias)
 
     def forward(
-        self, masked_kspace: Tensor, mask: Tensor, sens_maps: Tensor | None = None
+        self,
+        masked_kspace: Tensor,
+        mask: Tensor,
+        num_low_frequencies: int | None = None,
+        sens_maps: Tensor | None = None,
     ) -> Tensor:
         """Reconstruct the magnitude, root-sum-of-squares over the coils.
 
         Args as `coil_images`; returns real (B, H, W), in the units of the k-space.
         """
-        coils = self.coil_images(masked_kspace, mask, sens_maps)
+        coils = self.coil_images(masked_kspace, mask, num_low_frequencies, sens_maps)
         return coils.abs()[:, 0] if coils.shape[1] == 1 else coils.abs().square().sum(1).sqrt()
 
     def coil_images(
-        self, masked_kspace: Tensor, mask: Tensor, sens_maps: Tensor | None = None
+        self,
+        masked_kspace: Tensor,
+        mask: Tensor,
+        num_low_frequencies: int | None = None,
+        sens_maps: Tensor | None = None,
     ) -> Tensor:
         """Reconstruct the complex image of every coil.
 
         Args:
             masked_kspace: complex (B, coils, H, W), centred as fastMRI's, zero where nothing was measured.
             mask: bool (B, 1, 1, W) or (1, 1, 1, W), the measured columns.
+            num_low_frequencies: width of the fully sampled centre; None finds it in the mask.
             sens_maps: complex (B, coils, H, W), from elsewhere; None estimates them.
 
         Returns:
@@ -123,7 +132,7 @@ class UnrolledMixer(Described):
         elif sens_maps is not None:
             maps = torch.fft.ifftshift(sens_maps, (-2, -1))
         elif self.sens_net is not None:
-            maps = self.sens_net(measured, centre_columns(columns))
+            maps = self.sens_net(measured, centre_columns(columns, num_low_frequencies))
         else:
             raise InputError(
                 f"k-space of {masked_kspace.shape[1]} coils needs sensitivity maps, which this network "
@@ -231,16 +240,21 @@ def complex_unit(image: Tensor) -> Tensor:
     return (torch.where(scale > 0, scale, 1) * turn).view(-1, 1, 1, 1)
 
 
-def centre_columns(mask: Tensor) -> Tensor:
-    """The fully sampled centre, bool (B, 1, 1, W), of masks of the same shape, zero frequency first.
+def centre_columns(mask: Tensor, num_low_frequencies: int | None) -> Tensor:
+    """The fully sampled centre, bool (B, 1, 1, W), of masks in the transform's own order.
 
-    It is the columns on both sides up to the first gap, the same number on each, and at least the middle one,
-    as fastMRI finds it.
+    Args:
+        mask: bool (B, 1, 1, W), measured columns, zero frequency first.
+        num_low_frequencies: its width; None takes the columns on both sides up to the first gap, the same number
+            on each, and at least the middle one, as fastMRI does.
     """
     width = mask.shape[-1]
     column = torch.arange(width, device=mask.device)
     frequency = torch.where(column < (width + 1) // 2, column, column - width)
-    gap = torch.where(mask, width, torch.where(frequency < 0, -frequency - 1, frequency))
-    count = (2 * gap.amin(-1, keepdim=True)).clamp(1, width)
+    if num_low_frequencies is None:
+        gap = torch.where(mask, width, torch.where(frequency < 0, -frequency - 1, frequency))
+        count = (2 * gap.amin(-1, keepdim=True)).clamp(1, width)
+    else:
+        count = torch.tensor(num_low_frequencies, device=mask.device)
     low = width // 2 - torch.div(width - count + 1, 2, rounding_mode="floor")
     return (frequency >= -low) & (frequency < count - low)

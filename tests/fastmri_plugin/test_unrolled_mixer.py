@@ -145,12 +145,13 @@ def test_the_cascade_is_fastmris_with_a_mixer_in_the_unets_place():
 
 
 @pytest.mark.parametrize("width", [36, 37])
-def test_the_centre_is_fastmris(width):
+@pytest.mark.parametrize("low", [None, 4, 5])
+def test_the_centre_is_fastmris(width, low):
     mask = columns(width, centre=7, every=5)
-    pad, count = SensitivityModel(2, 1).get_pad_and_num_low_freqs(mask[..., None], None)
+    pad, count = SensitivityModel(2, 1).get_pad_and_num_low_freqs(mask[..., None], low)
     expected = torch.zeros(width, dtype=torch.bool)
     expected[int(pad) : int(pad + count)] = True
-    found = torch.fft.fftshift(centre_columns(torch.fft.ifftshift(mask, -1)), -1)
+    found = torch.fft.fftshift(centre_columns(torch.fft.ifftshift(mask, -1), low), -1)
     assert torch.equal(found.flatten(), expected)
 
 
