@@ -170,7 +170,12 @@ class ScanJob:
             )
             return "zero_filled"
         model = default_model(scan.shape[1], measured)
-        self.say(f"reconstructed with {model} (--model takes another)")
+        other = "--model takes another"
+        if model.startswith("mri-") and scan.acquisition:
+            # A file names its sequence, not the organ: whoever knows it can tell whether the network fits.
+            anatomy = model.split("-")[1]
+            other = f"trained on {anatomy}s alone, this scan is {scan.acquisition!r}; {other}"
+        self.say(f"reconstructed with {model} ({other})")
         return model
 
     def _compare(self, scan: Scan, model: str, out: Path) -> list[Path]:

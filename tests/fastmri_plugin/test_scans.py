@@ -171,3 +171,14 @@ def test_networks_from_files_take_scans_of_their_coils(tmp_path):
         reconstruct(kspace[:, :1], model=str(path))
     with pytest.raises(InputError, match="takes whole measured columns"):
         reconstruct(kspace, np.eye(40, 32, dtype=bool), model=str(path))
+
+
+def test_what_the_package_network_has_seen_is_said_beside_the_scan_it_is_used_on(tmp_path, capsys):
+    kspace = (centred_fft(phantom(coils=1)) * COLUMNS)[:, 0]
+    with h5py.File(tmp_path / "knee.h5", "w") as file:
+        file["kspace"], file["mask"] = kspace, COLUMNS.astype(np.float32)
+        file["ismrmrd_header"] = files.header(40, 32)
+        file.attrs["acquisition"] = "CORPD_FBK"
+    run(tmp_path / "knee.h5", "--out", tmp_path / "out")
+    said = capsys.readouterr().err
+    assert "mri-brain-singlecoil (trained on brains alone, this scan is 'CORPD_FBK'" in said
