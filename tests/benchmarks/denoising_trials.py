@@ -58,17 +58,17 @@ class Trial:
 TRIALS = {
     "window mixer, as shipped": Trial(),
     "U-Net (fastMRI), 20 channels, Adam": Trial(
-        "unet", {"chans": 20, "num_pool_layers": 3}, "adam", 0.01
+        "unet", {"chans": 20, "num_pool_layers": 3}, "adam", 0.02
     ),
     "DnCNN, Adam": Trial("dncnn", {}, "adam", 1e-3),
     "image-to-image mixer, patch 4, 64 channels": Trial(
         "img2img_mixer", {"patch_size": 4, "embed_dim": 64, "depth": 6, "mlp_ratio": 2}, crop=64
     ),
-    "the same, Adam": Trial(
+    "image-to-image mixer, Adam": Trial(
         "img2img_mixer",
         {"patch_size": 4, "embed_dim": 64, "depth": 6, "mlp_ratio": 2},
         "adam",
-        0.01,
+        0.02,
         64,
     ),
     "ViT, patch 4, 64 channels, Adam": Trial(
