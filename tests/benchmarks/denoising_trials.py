@@ -58,7 +58,7 @@ class Trial:
 TRIALS = {
     "window mixer, as shipped": Trial(),
     "U-Net (fastMRI), 20 channels, Adam": Trial(
-        "unet", {"chans": 20, "num_pool_layers": 3}, "adam", 0.02
+        "unet", {"chans": 20, "num_pool_layers": 3}, "adam", 3e-3
     ),
     "DnCNN, Adam": Trial("dncnn", {}, "adam", 1e-3),
     "image-to-image mixer, patch 4, 64 channels": Trial(
@@ -68,11 +68,11 @@ TRIALS = {
         "img2img_mixer",
         {"patch_size": 4, "embed_dim": 64, "depth": 6, "mlp_ratio": 2},
         "adam",
-        0.02,
+        3e-3,
         64,
     ),
     "ViT, patch 4, 64 channels, Adam": Trial(
-        "vit", {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2}, "adam", 2e-3, 64
+        "vit", {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2}, "adam", 1e-3, 64
     ),
     "Adam": Trial(optimizer="adam", lr=3e-3),
     "without averaged weights": Trial(ema=False),
