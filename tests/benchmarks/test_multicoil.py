@@ -45,6 +45,7 @@ def test_report_of_all_methods(
     monkeypatch.setattr(multicoil, "CANDIDATES", dict.fromkeys(multicoil.CANDIDATES, (1e-2,)))
     monkeypatch.setattr(multicoil, "COILS", 3)
     monkeypatch.setattr(multicoil, "CHOSEN_ON", 1)
+    monkeypatch.setattr(multicoil, "MASKS", {"equispaced": multicoil.equispaced})
     image = sigpy.shepp_logan((64, 64)) * sigpy.mri.birdcage_maps((3, 64, 64))
     kspace = sigpy.fft(image, axes=(-2, -1)).astype(np.complex64)
     kspace[:, ::2, :20] = 0
