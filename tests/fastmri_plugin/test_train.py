@@ -84,15 +84,19 @@ def kill_when(process: subprocess.Popen[str], file: Path, changes: int, delay_s:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "flags"),
+    ("model", "flags", "kill_at"),
     [
-        ("img2img_mixer", SMALL),
+        ("img2img_mixer", SMALL, ((5, 0.0), (7, 0.02), (8, 0.05))),
         # fastMRI's module with its own StepLR and with dropout, which draws random numbers
-        ("fastmri_unet", ("--chans", "2", "--num_pool_layers", "2", "--drop_prob", "0.2")),
+        (
+            "fastmri_unet",
+            ("--chans", "2", "--num_pool_layers", "2", "--drop_prob", "0.2"),
+            ((7, 0.0),),
+        ),
     ],
 )
 def test_killed_and_resumed_run_ends_with_the_weights_of_an_unbroken_one(
-    tiny_data, tmp_path, model, flags
+    tiny_data, tmp_path, model, flags, kill_at
 ):
     more = ("--model", model, *flags, "--max_epochs", "12", "--checkpoint_every_n_steps", "2")
     data = tiny_data("singlecoil")
@@ -101,9 +105,9 @@ def test_killed_and_resumed_run_ends_with_the_weights_of_an_unbroken_one(
     broken = words(data, tmp_path / "broken", "singlecoil", *more)
     last = tmp_path / "broken" / "checkpoints" / "last.ckpt"
     kills = 0
-    for changes, delay_s in ((5, 0.0), (7, 0.02), (8, 0.05)):
+    for changes, delay_s in kill_at:
         kills += kill_when(start(broken), last, changes, delay_s)
-    assert kills >= 2, "the run ended before it could be killed twice"
+    assert kills >= min(2, len(kill_at)), "the run ended before it could be killed"
     finish(broken)
 
     assert_same_weights(tmp_path / "unbroken", tmp_path / "broken")
@@ -164,7 +168,10 @@ def test_resuming_within_an_epoch_gives_the_same_weights(
 
 @pytest.mark.slow
 def test_two_processes_score_what_one_does(tiny_data, tmp_path):
-    """Volumes of different length on two processes: no hang, and the same validation metrics."""
+    """Volumes of different length on two processes: no hang, and the same validation metrics.
+
+    For the image-to-image mixer two nodes of a SLURM do (tests/slurm).
+    """
     import shutil
 
     data = tmp_path / "data"
@@ -185,13 +192,11 @@ def test_two_processes_score_what_one_does(tiny_data, tmp_path):
         header, *lines = [line.split(",") for line in rows.read_text().splitlines()]
         return {k: float(v) for line in lines for k, v in zip(header, line, strict=True) if v}
 
-    for model, flags, challenge in (
-        ("img2img_mixer", SMALL, "singlecoil"),
-        ("unrolled_mixer", UNROLLED, "multicoil"),
-    ):
-        one, two = (logged(model, count, *flags, challenge=challenge) for count in (1, 2))
-        for name in ("validation_loss", "val_metrics/nmse", "val_metrics/ssim", "val_metrics/psnr"):
-            assert two[name] == pytest.approx(one[name], rel=1e-6, abs=1e-6), (model, name)
+    one, two = (
+        logged("unrolled_mixer", count, *UNROLLED, challenge="multicoil") for count in (1, 2)
+    )
+    for name in ("validation_loss", "val_metrics/nmse", "val_metrics/ssim", "val_metrics/psnr"):
+        assert two[name] == pytest.approx(one[name], rel=1e-6, abs=1e-6), name
     # batch norm has buffers, which plain DDP would broadcast in every forward pass, and hang
     assert "val_metrics/ssim" in logged("dncnn", 2, "--depth", "3")
 
