@@ -16,6 +16,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One more than there are cores: a worker waits for SLURM's clock, time-outs and pauses most of the time."""
     return (os.cpu_count() or 1) + 1

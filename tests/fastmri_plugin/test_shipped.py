@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 import fastmri_plugin
@@ -20,6 +21,7 @@ from fastmri_plugin.unrolled_mixer import UnrolledMixer
 from fastmri_plugin.volumes import read_slice
 from img2img_recon.networks.zoo import complete_config
 from img2img_recon.support.errors import InputError
+from img2img_recon.weights_file import read_weights
 
 OPTIONS = {"cascades": 2, "embed_dims": (4, 8), "depths": (1, 1, 1), "sens_embed_dims": (4,)}
 
@@ -141,3 +143,13 @@ def test_the_packages_own_networks_open_and_have_cards(name):
     card = path.with_suffix(".md").read_text()
     assert "diagnos" in card
     assert name in card
+
+
+@pytest.mark.parametrize("challenge", ["singlecoil", "multicoil"])
+def test_the_recipe_is_of_the_networks_that_come_with_the_package(challenge):
+    values = yaml.safe_load((shipped.WEIGHTS / "mri-brain.yaml").read_text())
+    given = TASK.config({**values, "challenge": challenge, "data_path": "BRAINS"})
+    network = TASK.network(TASK.resolve(given))
+    known = {name: value.shape for name, value in network.state_dict().items()}
+    _, state = read_weights(shipped.WEIGHTS / f"mri-brain-{challenge}.safetensors")
+    assert known == {name: value.shape for name, value in state.items()}
