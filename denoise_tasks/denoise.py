@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from denoise_tasks.checked_pictures import CheckedPictures
+from denoise_tasks.options import check_unit
 from img2img_recon.support.cli import flag, parse_config, script
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import writable_folder
@@ -106,11 +107,8 @@ class DenoiseConfig:
             raise InputError("--out: missing; give a folder, for the benchmark a .csv or .mat file")
         if self.model is not None and self.method is not None:
             raise InputError("--model, --method: give one of them: a network, or a method as tv")
-        if self.sigma != "auto" and 0 < self.sigma < 1:
-            raise InputError(
-                f"--sigma: given {self.sigma:g}, allowed: 0, or 1 to 100 of 255 grey levels; was "
-                f"{self.sigma:g} of white meant? That is --sigma {255 * self.sigma:g}"
-            )
+        if self.sigma != "auto":
+            check_unit(self.sigma)
 
     def make(self) -> Denoiser:
         """The method.

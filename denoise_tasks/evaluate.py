@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from denoise_tasks.options import Protocol
+from denoise_tasks.options import Protocol, check_unit
 from img2img_recon.perceptual_metrics import Name
 from img2img_recon.support.cli import flag, parse_config, script
 from img2img_recon.support.errors import InputError
@@ -87,6 +87,8 @@ class EvaluateConfig:
             raise InputError("give either --data_path or --sidd_validation")
         if not self.run and not self.method:
             raise InputError("--run: nothing to evaluate; give a run folder, or --method, as tv")
+        for level in self.sigma:
+            check_unit(level)
         if not self.sigma and self.protocol is not None:
             raise InputError("--protocol: only with --sigma; what is scored has real noise")
         if self.sidd_validation is not None and self.sigma:

@@ -131,6 +131,8 @@ class TrainConfig(TrainingFlags):
     )
 
     def __post_init__(self) -> None:
+        if self.sigma is not None:
+            check_unit(max(self.sigma, default=0) if isinstance(self.sigma, tuple) else self.sigma)
         if not isinstance(self.sigma, tuple):
             return
         if len(self.sigma) == 1 and 0 < self.sigma[0] <= 255:
@@ -148,3 +150,16 @@ class TrainConfig(TrainingFlags):
     def level(self) -> float | None:
         """The noise that validates, of 255 grey levels: that of training, or the middle of its range."""
         return sum(self.sigma) / 2 if isinstance(self.sigma, tuple) else self.sigma
+
+
+def check_unit(sigma: float) -> None:
+    """See that the level of noise of a command line is not in units of white.
+
+    Raises:
+        InputError: it lies between 0 and 1.
+    """
+    if 0 < sigma < 1:
+        raise InputError(
+            f"--sigma: given {sigma:g}, allowed: 0, or 1 and more of 255 grey levels; was "
+            f"{sigma:g} of white meant? That is --sigma {255 * sigma:g}"
+        )

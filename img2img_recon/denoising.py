@@ -118,6 +118,8 @@ def _denoised(
     if model is None:
         model = default_name(is_grey(batch))
     network = model if isinstance(model, nn.Module) else _loaded(model)
+    if (getattr(network, "description", None) or {}).get("task") == "mri":
+        raise InputError("model: a network of the task mri; allowed: those that denoise")
     bound_tiles(network.to(target), tile, target)
     with torch.no_grad():
         clean = clean_images(network, batch.to(target), levels.to(target)).to(batch.device)
@@ -184,6 +186,10 @@ def clean_images(network: nn.Module, noisy: Tensor, sigma: Tensor | None) -> Ten
         InputError: numbers of channels that do not go together, or the network's memory is not enough.
     """
     B, channels, H, W = noisy.shape
+    if len({is_grey(image) for image in noisy.split(1)}) > 1:
+        sigmas = [None] * B if sigma is None else sigma.expand(B).split(1)
+        alone = zip(noisy.split(1), sigmas, strict=True)
+        return torch.cat([clean_images(network, *one) for one in alone])
     own = getattr(network, "in_chans", None) or channels
     takes_sigma, grey = getattr(network, "noise_level_plane", False), is_grey(noisy)
     level = [] if sigma is None or not takes_sigma else [sigma]
@@ -218,7 +224,12 @@ def noise_levels(sigma: Sigma, count: int) -> Tensor | None:
     """
     if sigma is None:
         return None
-    given = torch.as_tensor(sigma, dtype=torch.float32).reshape(-1)
+    try:
+        given = torch.as_tensor(sigma, dtype=torch.float32).reshape(-1)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"sigma: given {sigma!r}, allowed: numbers, or None to estimate it"
+        ) from None
     if len(given) not in (1, count):
         raise InputError(f"sigma: given {len(given)} numbers; allowed: one, or one of each image")
     for level in given.tolist():

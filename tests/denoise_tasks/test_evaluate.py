@@ -171,6 +171,7 @@ def test_the_packages_own_network_is_scored_at_its_levels(tmp_path, photos, caps
         ("--method tv", "give either --data_path or --sidd_validation"),
         ("--data_path {photos}", "--run: nothing to evaluate"),
         ("--method tv --data_path {photos} --sigma 0", "--sigma: given 0"),
+        ("--method tv --data_path {photos} --sigma 25 0.1", "That is --sigma 25.5"),
         ("--method tv --data_path {photos} --slow_images 0", "--slow_images: given 0"),
         ("--method nlm --data_path {photos} --sigma 9", "--method: given nlm, allowed: bm3d"),
         ("--method tv --method tv --data_path {photos} --sigma 9", "tv is given twice"),

@@ -164,6 +164,8 @@ def test_identity_says_what_the_run_is():
         ("--task gaussian --sigma -3", "--sigma: given -3"),
         ("--task gaussian --sigma 0", "--sigma: given 0"),
         ("--task gaussian --sigma 256", "--sigma: given 256"),
+        ("--task gaussian --sigma 0.1", r"given 0.1, .* grey levels; .* That is --sigma 25.5"),
+        ("--task gaussian --sigma 0 0.2", "That is --sigma 51"),
         ("--task gaussian --sigma nan", "--sigma: given nan"),
         ("--task gaussian --sigma inf", "--sigma: given inf"),
         ("--task gaussian --test_share 1", "--test_share: given 1"),

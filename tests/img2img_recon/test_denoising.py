@@ -130,6 +130,13 @@ def test_grey_tells_a_colour_network_more_noise_than_there_is_in_each_channel() 
     np.testing.assert_allclose(denoise(colour, 0.1, model=Halves()), colour - 0.05, atol=1e-6)
 
 
+def test_grey_is_grey_also_in_a_batch_with_colour() -> None:
+    colour = torch.from_numpy(NOISY).permute(2, 0, 1)[None]
+    batch = torch.cat([colour[:, :1].expand_as(colour), colour])
+    alone = torch.cat([denoise(one, SIGMA, model="denoise-color") for one in batch.split(1)])
+    torch.testing.assert_close(denoise(batch, SIGMA), alone, atol=1e-6, rtol=0)
+
+
 def test_a_photograph_in_colour_goes_through_a_grey_network_by_channels() -> None:
     torch.manual_seed(0)
     network = build_model("window_mixer_tiny", in_chans=1, out_chans=1, noise_level_plane=True)
@@ -194,9 +201,11 @@ def test_a_full_memory_names_the_tile() -> None:
         (NOISY, {"sigma": -0.1}, "given -0.1"),
         (NOISY, {"sigma": float("nan")}, "given nan"),
         (NOISY, {"sigma": [0.1, 0.2]}, "given 2 numbers"),
+        (NOISY, {"sigma": "auto"}, "given 'auto', allowed: numbers, or None to estimate"),
         (NOISY, {"strength": 2}, "strength: given 2, allowed: 0 to 1"),
         (NOISY, {"tile": 0}, "tile: given 0"),
         (NOISY, {"model": "denoise-colour"}, "did you mean 'denoise-color'"),
+        (NOISY, {"model": "mri-brain-singlecoil"}, "model: a network of the task mri"),
         (NOISY, {"device": "tpu"}, "tpu, which this machine lacks"),
         (NOISY * 255, {}, "white must be 1"),
         (np.full((9, 9), np.nan, np.float32), {}, "NaN"),
