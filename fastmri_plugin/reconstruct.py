@@ -85,11 +85,16 @@ class ReconstructConfig(SplitFlags, ReadFlags):
 def main(words: Sequence[str] | None = None) -> None:
     """Reconstruct what the command line says and print the folder or files made."""
     config = parse_config(ReconstructConfig, words)
+    out = config.out
+    if config.scans:
+        from fastmri_plugin.readers import find_scans
+
+        # A wrong path is said before torch is imported.
+        find_scans(config.scans)
     from fastmri_plugin.splits import default_out, open_split, reconstruct_into
     from img2img_recon.support.progress import bar, silent
     from img2img_recon.training.runner import report
 
-    out = config.out
     if config.scans and out is not None:
         from fastmri_plugin.scans import reconstruct_scans
 

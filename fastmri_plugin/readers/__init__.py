@@ -57,7 +57,7 @@ def open_scan(path: Path, flags: ReadFlags) -> Iterator[Scan]:
 
 
 def _opened(path: Path, flags: ReadFlags, stack: ExitStack) -> Scan:
-    if not os.path.exists(path) and not bart.recognises(path):
+    if not _exists(path):
         raise InputError(f"{path}: no such file")
     reader = next((reader for reader in READERS if _recognises(reader, path)), None)
     if reader is None:
@@ -68,12 +68,18 @@ def _opened(path: Path, flags: ReadFlags, stack: ExitStack) -> Scan:
         return reader.open_scan(path, flags, stack)
 
 
+def _exists(path: Path) -> bool:
+    return os.path.exists(path) or bart.recognises(path)
+
+
 def find_scans(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Scans among files and in folders, and what in the folders is none.
 
     Raises:
-        InputError: a folder without a scan.
+        InputError: a folder without a scan, or not one path that exists.
     """
+    if paths and not any(map(_exists, paths)):
+        raise InputError(f"{paths[0]}: no such file")
     scans: list[Path] = []
     others: list[Path] = []
     for path in paths:
