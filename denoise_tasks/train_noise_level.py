@@ -23,26 +23,39 @@ from denoise_tasks.noise import Image
 from denoise_tasks.picture_folders import list_pictures
 from denoise_tasks.pictures import read_picture
 from denoise_tasks.pixel_store import LUMINANCE, with_channels
-from img2img_recon.noise_level import statistics
+from img2img_recon.noise_level import BLOCK, SCALE, statistics
 from img2img_recon.support.cli import script
 from img2img_recon.support.files import atomic_path
 
-EXAMPLES = 18000
+EXAMPLES = 10500
 SIGMA_MAX = 75
-HIDDEN = (48, 48)
-STEPS, BATCH, RATE = 9000, 256, 3e-3
+# Several MLPs whose outputs are averaged, so that no single picture hangs on one of them; they become one.
+MEMBERS, HIDDEN = 3, (32, 32)
+STEPS, BATCH, RATE, DECAY = 4000, 256, 3e-3, 3e-2
+# How much an example without noise counts: texture taken for noise is worse than weak noise that is missed.
+NONE_WEIGHT = 1.7
 SIDES = (64, 400)
 # Share of compressed pictures that were cropped afterwards, off the codec's grid.
 UNALIGNED = 0.2
 # Kinds of noise and their shares.
-KINDS = {"none": 0.2, "plain": 0.18, "jpeg": 0.2, "webp": 0.2, "toned": 0.12, "camera": 0.1}
+KINDS = {"none": 0.24, "plain": 0.16, "jpeg": 0.22, "webp": 0.22, "toned": 0.1, "camera": 0.06}
+# Levels of every strength, and more of the weak ones, which are the hardest to tell from texture.
+UNIFORM, WEAK = 1 / 3, (1.5, 40)
+# Share of examples that are all texture: of so many crops the one whose quietest blocks are the least quiet.
+TEXTURES, CROPS, QUIETEST = 0.3, 4, 0.1
+# How strong tints of toned grey are, and the share of grey and toned pictures among those without noise.
+TINTS, GREY = (0.1, 0.4), 0.3
 # By what a denoiser of white noise multiplies the level for the best result, by level: measured with
 # the window mixer. It pays to take clipped noise as less; what a codec leaves is smoother than white
 # noise and needs more, and so does noise that is the same in all channels.
-LEVELS = (5, 10, 20, 35, 60)
-PLAIN_FACTORS = (1.03, 1.0, 0.98, 0.97, 0.96)
-CODEC_FACTORS = (1.13, 1.13, 1.07, 1.01, 0.95)
-TONED_FACTOR = 1.3
+LEVELS = (5, 10, 15, 25, 40, 60)
+FACTORS = {
+    "exact": (1.03, 1.0, 1.0, 0.98, 0.97, 0.94),
+    "eight": (1.03, 1.0, 1.0, 0.98, 0.97, 0.94),
+    "jpeg": (1.25, 1.22, 1.2, 1.1, 1.03, 0.98),
+    "webp": (1.2, 1.12, 1.08, 1.02, 0.99, 0.97),
+}
+TONED_FACTOR = 1.4
 
 
 def example(picture: NDArray[np.uint8], rng: np.random.Generator) -> tuple[Image, float]:
@@ -52,10 +65,14 @@ def example(picture: NDArray[np.uint8], rng: np.random.Generator) -> tuple[Image
         picture: (H, W, 3), both sides at least 8.
         rng: draws crop, scale, kind and level.
     """
-    clean = _crop(picture, rng)
+    crops = [_crop(picture, rng) for _ in range(CROPS if rng.random() < TEXTURES else 1)]
+    clean = max(crops, key=_quietest)
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
-    sigma = float(rng.choice([rng.uniform(0, SIGMA_MAX), np.exp(rng.uniform(0, np.log(40)))]))
+    weak = rng.random() >= UNIFORM
+    sigma = np.exp(rng.uniform(*np.log(WEAK))) if weak else rng.uniform(0, SIGMA_MAX)
     if kind == "none":
+        if rng.random() < GREY:
+            clean = (clean @ LUMINANCE)[..., None] * _tint(rng, (0.0, *TINTS))
         return _stored(clean, rng.choice(["exact", "eight", "jpeg", "webp"]), rng), 0.0
     if kind == "camera":
         camera = random_camera(rng)
@@ -64,8 +81,8 @@ def example(picture: NDArray[np.uint8], rng: np.random.Generator) -> tuple[Image
     if kind == "toned":
         grey = clean @ LUMINANCE
         storage = str(rng.choice(["eight", "jpeg", "webp"]))
-        tint = 1 - rng.uniform(0, rng.choice([0.1, 0.4]), 3).astype(np.float32)
-        clean = (grey + _white(grey.shape, sigma, rng))[..., None] * (tint / tint.max())
+        tint = _tint(rng, TINTS)
+        clean = (grey + _white(grey.shape, sigma, rng))[..., None] * tint
         noisy = clean
     else:
         if rng.random() < 0.25:
@@ -74,13 +91,23 @@ def example(picture: NDArray[np.uint8], rng: np.random.Generator) -> tuple[Image
         else:
             noisy = clean + _white(clean.shape, sigma, rng)
         storage = str(rng.choice(["exact", "eight"])) if kind == "plain" else kind
-    factors = CODEC_FACTORS if storage in ("jpeg", "webp") else PLAIN_FACTORS
-    factor = np.interp(sigma, LEVELS, factors) * (TONED_FACTOR if kind == "toned" else 1)
-    return _stored(noisy, storage, rng), sigma * factor
+    return _stored(noisy, storage, rng), best_level(sigma, storage, kind == "toned")
+
+
+def best_level(sigma: float, storage: str, toned: bool) -> float:
+    """The level a denoiser does best with, for noise of so many grey levels before it was stored."""
+    factor = np.interp(sigma, LEVELS, FACTORS[storage]) * (TONED_FACTOR if toned else 1)
+    return float(sigma * factor)
 
 
 def _white(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> Image:
     return rng.standard_normal(shape, dtype=np.float32) * np.float32(sigma / 255)
+
+
+def _tint(rng: np.random.Generator, strengths: tuple[float, ...]) -> Image:
+    """What a tone multiplies red, green and blue by."""
+    tint = 1 - rng.uniform(0, rng.choice(strengths), 3).astype(np.float32)
+    return tint / tint.max()
 
 
 def _crop(picture: NDArray[np.uint8], rng: np.random.Generator) -> Image:
@@ -97,6 +124,14 @@ def _crop(picture: NDArray[np.uint8], rng: np.random.Generator) -> Image:
     return np.asarray(cut).astype(np.float32) / np.float32(255)
 
 
+def _quietest(crop: Image) -> float:
+    """Standard deviation in the quietest blocks of a crop."""
+    height, width = (side // BLOCK for side in crop.shape[:2])
+    blocks = crop[: height * BLOCK, : width * BLOCK].mean(axis=2)
+    deviations = blocks.reshape(height, BLOCK, width, BLOCK).std(axis=(1, 3))
+    return float(np.quantile(deviations, QUIETEST))
+
+
 def _stored(image: Image, storage: str, rng: np.random.Generator) -> Image:
     """The image as it comes out of a file: exact, of eight bits, or after JPEG 4:2:0 or lossy WebP."""
     if storage == "exact":
@@ -104,7 +139,7 @@ def _stored(image: Image, storage: str, rng: np.random.Generator) -> Image:
     pixels = (image.clip(0, 1) * 255).round().astype(np.uint8)
     if storage != "eight":
         file, quality = io.BytesIO(), int(rng.integers(60, 99))
-        options = {"subsampling": "4:2:0"} if storage == "jpeg" else {"method": 0}
+        options = {"subsampling": "4:2:0"} if storage == "jpeg" else {}
         Pil.fromarray(pixels).save(file, storage, quality=quality, **options)
         pixels = np.asarray(Pil.open(file).convert("RGB"))
         if rng.random() < UNALIGNED:
@@ -122,28 +157,43 @@ def fit(rows: Image, levels: NDArray[np.float64], seed: int) -> dict[str, Image]
     torch.manual_seed(seed)
     mean, spread = rows.mean(axis=0), rows.std(axis=0) + 1e-3
     inputs = torch.from_numpy((rows - mean) / spread)
-    targets = torch.from_numpy(np.log1p(levels)).float()
-    widths = (rows.shape[1], *HIDDEN, 1)
+    targets = torch.from_numpy(np.log1p(levels / SCALE)).float()
+    weights = torch.where(targets == 0, NONE_WEIGHT, 1.0)
+    members = [_trained(inputs, targets, weights) for _ in range(MEMBERS)]
+    arrays = {}
+    for i, linears in enumerate(zip(*members, strict=True)):
+        parts = [linear.weight.detach() for linear in linears]
+        # All see the same inputs, each its own layer before, and the last layer takes the average.
+        weight = torch.cat(parts) if i == 0 else torch.block_diag(*parts)
+        bias = torch.cat([linear.bias.detach() for linear in linears])
+        if i == len(HIDDEN):
+            weight, bias = weight.mean(0, keepdim=True), bias.mean(0, keepdim=True)
+        arrays[f"{i}.weight"], arrays[f"{i}.bias"] = weight.numpy(), bias.numpy()
+    # The standardisation goes into the first layer.
+    arrays["0.weight"] = arrays["0.weight"] / spread
+    arrays["0.bias"] = arrays["0.bias"] - arrays["0.weight"] @ mean
+    return {name: value.astype(np.float32) for name, value in arrays.items()}
+
+
+def _trained(inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> list[nn.Linear]:
+    """The layers of one MLP."""
+    widths = (inputs.shape[1], *HIDDEN, 1)
     linears = [nn.Linear(a, b) for a, b in pairwise(widths)]
     network = nn.Sequential(*[part for linear in linears for part in (linear, nn.ReLU())][:-1])
-    optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for _ in range(STEPS):
         chosen = torch.randint(len(inputs), (BATCH,))
         difference = network(inputs[chosen])[:, 0] - targets[chosen]
-        loss = nn.functional.smooth_l1_loss(difference, torch.zeros_like(difference), beta=0.1)
+        losses = nn.functional.smooth_l1_loss(
+            difference, torch.zeros_like(difference), beta=0.05, reduction="none"
+        )
+        loss = (losses * weights[chosen]).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-    arrays = {}
-    for i, linear in enumerate(linears):
-        arrays[f"{i}.weight"] = linear.weight.detach().numpy().copy()
-        arrays[f"{i}.bias"] = linear.bias.detach().numpy().copy()
-    # The standardisation goes into the first layer.
-    arrays["0.weight"] /= spread
-    arrays["0.bias"] -= arrays["0.weight"] @ mean
-    return {name: value.astype(np.float32) for name, value in arrays.items()}
+    return linears
 
 
 @script
