@@ -11,8 +11,7 @@ from img2img_recon.support.errors import InputError
 from img2img_recon.support.progress import Track
 
 if TYPE_CHECKING:
-    from denoise_tasks.methods import Denoiser
-    from denoise_tasks.pictures import Picture, PicturePages
+    from denoise_tasks.pictures import PicturePages
 
 # Pixels of decoded pictures that are kept from checking to denoising, 0.4 GB in colour; others are read again.
 KEPT_PIXELS = 1 << 25
@@ -27,13 +26,12 @@ class CheckedPictures:
     Attributes:
         broken: of the files that cannot be used, why not.
         sigmas: of the others, the noise of every page, of 255 grey levels; None where it is not known.
-        without_sigma: of these, why it cannot be estimated.
     """
 
     def __init__(
         self,
         sources: Sequence[Path],
-        method: Denoiser | None,
+        estimates: bool,
         track: Track,
         report: Callable[[str], None],
     ) -> None:
@@ -41,7 +39,7 @@ class CheckedPictures:
 
         Args:
             sources: the files.
-            method: for whom the noise is estimated; None for nobody.
+            estimates: whether the noise is estimated.
             track: progress.
             report: told black and white of files that leave them open.
 
@@ -50,21 +48,21 @@ class CheckedPictures:
         """
         self.broken: list[str] = []
         self.sigmas: dict[Path, list[float | None]] = {}
-        self.without_sigma: dict[Path, str] = {}
         self._pages: dict[Path, PicturePages] = {}
         self._room = KEPT_PIXELS
         self._report = report
         for path in track(sources, "checking", len(sources)):
             try:
-                self._check(path, method)
+                self._check(path, estimates)
             except InputError as error:
                 if len(sources) == 1:
                     raise
                 self.broken.append(str(error))
 
-    def _check(self, path: Path, method: Denoiser | None) -> None:
+    def _check(self, path: Path, estimates: bool) -> None:
         from denoise_tasks.picture_span import extent, joined, span_of
         from denoise_tasks.pictures import PicturePages, check_target
+        from img2img_recon.noise_level import estimate_sigma
 
         pages, extents, found = PicturePages(path), dict[Any, list[Any]](), []
         for picture in pages:
@@ -73,7 +71,7 @@ class CheckedPictures:
                 extents.setdefault(dtype, []).append(extent(picture.samples, path))
                 picture = replace(picture, span=span_of(extents[dtype][-1], dtype))
             check_target(picture, path, path)
-            level = None if method is None else self._estimate(path, picture, method)
+            level = 255 * estimate_sigma(picture.pixels) if estimates else None
             found.append((dtype, level, picture.width))
         pages.spans = {dtype: span_of(joined(every), dtype) for dtype, every in extents.items()}
         for span in filter(None, pages.spans.values()):
@@ -86,17 +84,6 @@ class CheckedPictures:
         self._room -= pages.files[0].shape[0] * pages.files[0].shape[1]
         if len(pages) == 1 and (self._room >= 0 or len(self._pages) == 1):
             pages.keep(picture)
-
-    def _estimate(self, path: Path, picture: Picture, method: Denoiser) -> float | None:
-        from img2img_recon.noise_level import estimate_sigma
-
-        try:
-            return 255 * estimate_sigma(picture.pixels)
-        except InputError as error:
-            if method.needs_sigma:
-                raise InputError(f"{path}: {error}") from None
-            self.without_sigma[path] = str(error)
-            return None
 
     def __len__(self) -> int:
         """How many files can be used."""

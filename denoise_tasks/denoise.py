@@ -157,8 +157,7 @@ def levels(
             path: [sigma] * len(pages) for path, pages in pictures.sigmas.items()
         }
     else:
-        warnings = [f"{path}: {reason}" for path, reason in pictures.without_sigma.items()]
-        found = pictures.sigmas
+        warnings, found = [], pictures.sigmas
         for path, pages in found.items():
             known = [level for level in pages if level is not None]
             least, most = min(known, default=0.0), max(known, default=0.0)
@@ -202,9 +201,8 @@ def denoise_files(
     from denoise_tasks.pictures import write_pages
 
     method = config.make()
-    estimates = method if config.sigma == "auto" else None
     targets = dict(work.jobs)
-    pictures = CheckedPictures(list(targets), estimates, config.track, report)
+    pictures = CheckedPictures(list(targets), config.sigma == "auto", config.track, report)
     sigmas = levels(config.sigma, pictures, method, report)
     for folder in sorted({targets[source].parent for source in sigmas}):
         writable_folder(folder, "--out")

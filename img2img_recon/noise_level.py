@@ -50,7 +50,7 @@ def estimate_sigma(image: NDArray[np.floating]) -> float:
         Sigma in the same units.
 
     Raises:
-        InputError: another shape, a side below `BLOCK`, or values that are not finite.
+        InputError: another shape, no pixel, or values that are not finite.
     """
     hidden = statistics(image)
     layers = _layers()
@@ -166,13 +166,13 @@ def _checked(image: NDArray[np.floating]) -> NDArray[np.float32]:
         image = image[..., None]
     if image.ndim != 3 or image.shape[2] not in (1, 3):
         raise InputError(f"image: has shape {image.shape}, allowed: (H, W), (H, W, 1), (H, W, 3)")
-    if min(image.shape[:2]) < BLOCK:
-        raise InputError(
-            f"image: {image.shape[0]} x {image.shape[1]} is too small to estimate its noise "
-            f"(at least {BLOCK} x {BLOCK}); give sigma"
-        )
+    if not image.size:
+        raise InputError(f"image: has shape {image.shape}, no pixel")
     if not np.isfinite(image).all():
         raise InputError("image: holds NaN or infinite values")
+    lacking = [(0, max(BLOCK - side, 0)) for side in image.shape[:2]]
+    # A picture smaller than a block is mirrored: its noise is as strong.
+    image = np.pad(image, [*lacking, (0, 0)], mode="symmetric")
     return np.broadcast_to(image, (*image.shape[:2], 3))
 
 
