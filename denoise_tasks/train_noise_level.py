@@ -27,7 +27,7 @@ from img2img_recon.noise_level import BLOCK, SCALE, statistics
 from img2img_recon.support.cli import script
 from img2img_recon.support.files import atomic_path
 
-EXAMPLES = 10500
+EXAMPLES = 16000
 SIGMA_MAX = 75
 # Several MLPs whose outputs are averaged, so that no single picture hangs on one of them; they become one.
 MEMBERS, HIDDEN = 3, (32, 32)
@@ -38,13 +38,13 @@ SIDES = (64, 400)
 # Share of compressed pictures that were cropped afterwards, off the codec's grid.
 UNALIGNED = 0.2
 # Kinds of noise and their shares.
-KINDS = {"none": 0.24, "plain": 0.16, "jpeg": 0.22, "webp": 0.22, "toned": 0.1, "camera": 0.06}
+KINDS = {"none": 0.28, "plain": 0.16, "jpeg": 0.2, "webp": 0.2, "toned": 0.1, "camera": 0.06}
 # Levels of every strength, and more of the weak ones, which are the hardest to tell from texture.
 UNIFORM, WEAK = 1 / 3, (1.5, 40)
 # Share of examples that are all texture: of so many crops the one whose quietest blocks are the least quiet.
 TEXTURES, CROPS, QUIETEST = 0.3, 4, 0.1
 # How strong tints of toned grey are, and the share of grey and toned pictures among those without noise.
-TINTS, GREY = (0.1, 0.4), 0.3
+TINTS, GREY = (0.1, 0.4), 0.45
 # By what a denoiser of white noise multiplies the level for the best result, by level: measured with
 # the window mixer. It pays to take clipped noise as less; what a codec leaves is smoother than white
 # noise and needs more, and so does noise that is the same in all channels.
