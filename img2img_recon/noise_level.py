@@ -170,9 +170,10 @@ def _checked(image: NDArray[np.floating]) -> NDArray[np.float32]:
         raise InputError(f"image: has shape {image.shape}, no pixel")
     if not np.isfinite(image).all():
         raise InputError("image: holds NaN or infinite values")
-    lacking = [(0, max(BLOCK - side, 0)) for side in image.shape[:2]]
-    # A picture smaller than a block is mirrored: its noise is as strong.
-    image = np.pad(image, [*lacking, (0, 0)], mode="symmetric")
+    lacking = [max(BLOCK - side, 0) for side in image.shape[:2]]
+    if any(lacking):
+        # A picture smaller than a block is mirrored: its noise is as strong.
+        image = np.pad(image, [*((0, more) for more in lacking), (0, 0)], mode="symmetric")
     return np.broadcast_to(image, (*image.shape[:2], 3))
 
 
