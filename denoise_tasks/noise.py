@@ -31,13 +31,6 @@ def image_units(sigma: float) -> float:
     return sigma / 255
 
 
-def unit_hint(sigma: float) -> str | None:
-    """What to tell a person whose sigma looks like one in image units."""
-    if sigma >= 1:
-        return None
-    return f"sigma {sigma:g} is of 255 grey levels; {sigma:g} of white is --sigma {255 * sigma:g}"
-
-
 def prepare_clean(image: Image, protocol: str) -> Image:
     """The clean image as a protocol scores it.
 

@@ -303,10 +303,7 @@ class GaussianTask(DenoisingTask):
     def images(self, config: TrainConfig, report: Report, track: Track) -> RunImages:
         """Single images."""
         from denoise_tasks.data import gaussian_images
-        from denoise_tasks.noise import unit_hint
 
-        if hint := unit_hint(config.level or 1):
-            report(f"note: {hint}")
         if config.data_path is None:
             report(
                 "No --data_path: using the photographs that come with scikit-image, split by picture, "

@@ -105,10 +105,3 @@ def test_an_all_black_image_is_left_out_where_it_cannot_be_scaled(photos, tmp_pa
     setup = prepare(gaussian(root, tmp_path / "run", protocol="paper"), said.append)
     assert sum("all black" in line for line in said) == 5
     assert len(setup.train.windows) + len(setup.val.windows) == 5
-
-
-def test_a_sigma_that_looks_like_one_of_image_units_is_questioned(photos):
-    for sigma, noted in ((0.1, True), (25, False)):
-        said: list[str] = []
-        prepare(gaussian(photos, None, sigma=sigma), said.append)
-        assert any("--sigma 25.5" in line for line in said) == noted
