@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from denoise_tasks.methods import METHODS
 from tests.test_readme import PROJECT, README, run_command
 
 DOCS = PROJECT / "docs"
@@ -21,8 +23,8 @@ TINY = {
 
 
 @pytest.fixture
-def place(tmp_path, tiny_data, monkeypatch) -> Path:
-    """A folder with photo.jpg, PHOTOS, DIR and the scripts, in which the test is."""
+def place(tmp_path, tiny_data, monkeypatch) -> Iterator[Path]:
+    """A folder with photo.jpg, PHOTOS, DIR and the scripts, in which the test is; rows that a page adds go with it."""
     from PIL import Image
     from skimage import data
 
@@ -37,7 +39,10 @@ def place(tmp_path, tiny_data, monkeypatch) -> Path:
     Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
-    return tmp_path
+    before = dict(METHODS)
+    yield tmp_path
+    METHODS.clear()
+    METHODS.update(before)
 
 
 @pytest.mark.slow
