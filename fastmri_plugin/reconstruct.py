@@ -87,10 +87,10 @@ def main(words: Sequence[str] | None = None) -> None:
     config = parse_config(ReconstructConfig, words)
     out = config.out
     if config.scans:
-        from fastmri_plugin.readers import find_scans
+        from fastmri_plugin.readers import check_paths
 
         # A wrong path is said before torch is imported.
-        find_scans(config.scans)
+        check_paths(config.scans)
     from fastmri_plugin.splits import default_out, open_split, reconstruct_into
     from img2img_recon.support.progress import bar, silent
     from img2img_recon.training.runner import report

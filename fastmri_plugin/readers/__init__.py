@@ -68,6 +68,16 @@ def _opened(path: Path, flags: ReadFlags, stack: ExitStack) -> Scan:
         return reader.open_scan(path, flags, stack)
 
 
+def check_paths(paths: Sequence[Path]) -> None:
+    """See that one of the paths exists; it opens nothing.
+
+    Raises:
+        InputError: none does.
+    """
+    if paths and not any(map(_exists, paths)):
+        raise InputError(f"{paths[0]}: no such file")
+
+
 def _exists(path: Path) -> bool:
     return os.path.exists(path) or bart.recognises(path)
 
@@ -78,8 +88,7 @@ def find_scans(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     Raises:
         InputError: a folder without a scan, or not one path that exists.
     """
-    if paths and not any(map(_exists, paths)):
-        raise InputError(f"{paths[0]}: no such file")
+    check_paths(paths)
     scans: list[Path] = []
     others: list[Path] = []
     for path in paths:

@@ -1,6 +1,8 @@
 """`reconstruct.py SCAN`: files of other programs to volumes, NIfTI and pictures, and never a second mask unasked."""
 
 import json
+import subprocess
+import sys
 
 import h5py
 import nibabel
@@ -130,6 +132,19 @@ def test_an_image_beyond_single_precision_is_refused_by_name(tmp_path, model):
     np.save(tmp_path / "a.npy", np.full((1, 1, 40, 32), 3e38, np.complex64))
     with pytest.raises(InputError, match=r"a.npy: slice 0: the k-space holds NaN or infinite"):
         run(tmp_path / "a.npy", "--out", tmp_path / "o", "--model", model)
+
+
+def test_a_wrong_path_is_said_before_torch_is_imported_and_makes_no_folder(tmp_path):
+    code = (
+        "import sys; from fastmri_plugin.reconstruct import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    words = [sys.executable, "-c", code, "none.h5", "--out", str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "False\n"
+    assert "none.h5: no such file" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_flags_of_scans_and_of_splits(tmp_path):
