@@ -18,7 +18,6 @@ et al., MRM 57:1086, 2007, and Lustig et al., MRM 58:1182, 2007.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -30,7 +29,6 @@ from sigpy.mri.app import EspiritCalib, L1WaveletRecon, TotalVariationRecon
 from sigpy.mri.linop import Sense
 
 from fastmri_plugin.kspace import center_crop, check_finite, rss
-from img2img_recon.support.files import atomic_path, cache_dir
 
 Regularizer = Literal["tv", "l1_wavelet"]
 
@@ -162,20 +160,6 @@ def coil_maps(kspace: np.ndarray, columns: np.ndarray) -> np.ndarray:
     return (images / np.maximum(magnitude, np.finfo(np.float32).tiny)).astype(np.complex64)
 
 
-def stored_coil_maps(kspace: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """`coil_maps`, kept in the user's cache folder under the samples that they follow from."""
-    side = min(max(calibration_width(columns), 1), CALIBRATION_WIDTH, kspace.shape[-2])
-    centre = sigpy.resize(kspace, (len(kspace), side, side))
-    key = hashlib.sha256(repr((kspace.shape, side)).encode() + centre.tobytes()).hexdigest()
-    path = cache_dir("coil_maps") / f"{key}.npy"
-    if path.is_file():
-        return np.load(path)
-    maps = coil_maps(kspace, columns)
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, maps)
-    return maps
-
-
 def sense_operator(problem: SliceProblem) -> Linop:
     """M F S as sigpy's linear operator, image (h, W) to k-space (coils, h, W)."""
     return Sense(problem.maps, weights=problem.sampled)
@@ -193,15 +177,15 @@ def solve(
         num_iter: iterations; the method's usual number by default.
 
     Returns:
-        Magnitude, float32 (h, w), in the intensity units of the input.
+        complex64 (h, W), as the maps; times them and `scale` it is the coils' images.
     """
     if problem.scale == 0:
-        return np.zeros(problem.size, dtype=np.float32)
+        return np.zeros(problem.maps.shape[1:], dtype=np.complex64)
     # The operator's norm is at most 1, so all step sizes are known. sigpy would estimate them by a
     # power iteration from a random start: slower, and another result on every call.
     steps = {"sigma": TV_SIGMA, "tau": TV_TAU} if method == "tv" else {"alpha": 1}
     app = {"tv": TotalVariationRecon, "l1_wavelet": L1WaveletRecon}[method]
-    image = app(
+    recon = app(
         problem.kspace,
         problem.maps,
         regularization,
@@ -210,8 +194,8 @@ def solve(
         max_iter=NUM_ITERATIONS[method] if num_iter is None else num_iter,
         show_pbar=False,
         **steps,
-    ).run()
-    return center_crop(np.abs(image) * problem.scale, problem.size).astype(np.float32)
+    )
+    return recon.run()
 
 
 def reconstruct_slice(
@@ -240,4 +224,6 @@ def reconstruct_slice(
         InputError: as `prepare_slice`.
     """
     problem = prepare_slice(kspace, mask, size)
-    return np.stack([solve(problem, method, value, num_iter) for value in regularizations])
+    images = (solve(problem, method, value, num_iter) for value in regularizations)
+    cropped = [center_crop(abs(image) * problem.scale, problem.size) for image in images]
+    return np.stack(cropped).astype(np.float32)

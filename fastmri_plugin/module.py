@@ -118,15 +118,15 @@ class _KspaceModule(_ImageModule):
     """Trains a network that is fed the measured k-space (`fastmri_plugin.unrolled_mixer`); arguments as above."""
 
     def forward(  # type: ignore[override]
-        self, kspace: torch.Tensor, mask: torch.Tensor, maps: torch.Tensor | None = None
+        self, kspace: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        """Magnitudes (B, H, W), float32, of k-space (B, coils, H, W) measured in the columns (B, 1, 1, W)."""
-        return self.network(kspace, mask, sens_maps=maps).float()
+        """Magnitudes (B, H, W), float32, of k-space (B, coils, H, W); the mask as the network takes it."""
+        return self.network(kspace, mask).float()
 
     def reconstruct(self, batch: KspaceSample) -> torch.Tensor:
         """The magnitudes (B, h, w) of a batch, as large as its targets."""
         kspace = spread_columns(batch.samples, batch.mask)
-        image = self(kspace, batch.mask, batch.maps if batch.maps.numel() else None)
+        image = self(kspace, batch.mask)
         return center_crop(image, batch.target.shape[-2:])
 
 

@@ -282,7 +282,7 @@ class MriTask(Task[TrainConfig, MriRun]):
 
         def dataset(volumes: list[VolumeInfo], seeded_masks: bool, slices: Any) -> SliceDataset:
             transform = build_transform(
-                config.model, config.challenge, masks.mask_func(), seeded_masks, config.options
+                config.model, config.challenge, masks.mask_func(), seeded_masks
             )
             return SliceDataset(volumes, transform, config.seed, slices)
 

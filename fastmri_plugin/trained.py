@@ -14,8 +14,10 @@ from torch.utils.data import default_collate
 
 from fastmri_plugin import Challenge
 from fastmri_plugin.data import SliceDataset, volume_loader
+from fastmri_plugin.kspace import center_crop
 from fastmri_plugin.masks import MaskSpec
 from fastmri_plugin.methods import Reconstructor
+from fastmri_plugin.recipes import KSPACE_MODELS
 from fastmri_plugin.shipped import find_network, open_module
 from fastmri_plugin.transforms import build_transform
 from fastmri_plugin.volumes import VolumeInfo
@@ -88,16 +90,23 @@ class TrainedNetwork(Reconstructor):
         Raises:
             InputError: single samples were measured, or other coils than the network was trained for.
         """
-        if mask.ndim == 2:
+        if mask.ndim == 2 and self.model not in KSPACE_MODELS:
             raise InputError(
                 f"--model: {self.name} takes whole measured columns; of this scan single samples were measured "
-                "(or rows: then name the phase-encoded axis columns, with --axes); l1_wavelet and tv take any"
+                "(or rows: then name the phase-encoded axis columns, with --axes); unrolled mixers, l1_wavelet "
+                "and tv take any"
             )
         if (len(kspace) > 1) != (self.challenge == "multicoil"):
             raise InputError(
                 f"--model: {self.name} is for {self.challenge}, the scan has {len(kspace)} coil(s)"
             )
-        transform = build_transform(self.model, self.challenge, None, True, self.options)
+        if mask.ndim == 2:
+            with torch.inference_mode():
+                samples = torch.from_numpy(np.asarray(kspace, np.complex64)).to(self.device)
+                sampled = torch.from_numpy(mask).to(self.device)
+                magnitude = self.module(samples[None], sampled[None, None])[0]
+            return center_crop(magnitude.cpu().numpy(), size)
+        transform = build_transform(self.model, self.challenge, None, True)
         attrs = {"recon_size": size, "padding_left": 0, "padding_right": kspace.shape[-1]}
         slice_ = kspace if len(kspace) > 1 else kspace[0]
         batch = default_collate([transform(slice_, mask, None, attrs, "scan", 0)])
@@ -109,9 +118,7 @@ class TrainedNetwork(Reconstructor):
         self, infos: Sequence[VolumeInfo], masks: MaskSpec
     ) -> Iterator[tuple[str, np.ndarray]]:
         with torch.inference_mode():
-            transform = build_transform(
-                self.model, self.challenge, masks.mask_func(), True, self.options
-            )
+            transform = build_transform(self.model, self.challenge, masks.mask_func(), True)
             data = SliceDataset(infos, transform)
             for index, batch in enumerate(volume_loader(data, self.batch_size, self.num_workers)):
                 moved = self.module.transfer_batch_to_device(batch, self.device, 0)

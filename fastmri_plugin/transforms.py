@@ -14,7 +14,6 @@ from fastmri_plugin.framework import UnetDataTransform, VarNetDataTransform
 from fastmri_plugin.kspace import center_crop, check_finite, crop_readout, crop_size, zero_filled
 from fastmri_plugin.masks import ColumnMasks, draw_columns, name_seed
 from fastmri_plugin.recipes import KSPACE_MODELS
-from fastmri_plugin.unrolled_mixer import Sensitivities
 
 
 class ImageSample(NamedTuple):
@@ -45,7 +44,6 @@ class KspaceSample(NamedTuple):
         samples: the n measured columns in order, complex64 (coils, h, n); one coil for single-coil data. In a
             batch, samples with fewer columns than others end with zeros.
         mask: bool (1, 1, W), the measured columns.
-        maps: sensitivity maps, complex64 (coils, h, W); empty where the network estimates them.
         target: float32 (h, w), as large as the image that is wanted; zeros when the volume has none.
         fname: the volume's file name.
         slice_num: index of the slice.
@@ -54,7 +52,6 @@ class KspaceSample(NamedTuple):
 
     samples: torch.Tensor
     mask: torch.Tensor
-    maps: torch.Tensor
     target: torch.Tensor
     fname: str
     slice_num: int
@@ -122,17 +119,7 @@ class KspaceTransform(_SliceTransform):
     Args:
         mask_func: see `ImageTransform`, as `use_seed`.
         use_seed: see there.
-        sens: as the network's; "espirit" computes maps from the centre columns.
     """
-
-    def __init__(
-        self,
-        mask_func: ColumnMasks | None = None,
-        use_seed: bool = True,
-        sens: Sensitivities = "none",
-    ) -> None:
-        super().__init__(mask_func, use_seed)
-        self.sens = sens
 
     def __call__(
         self,
@@ -143,7 +130,7 @@ class KspaceTransform(_SliceTransform):
         fname: str,
         slice_num: int,
     ) -> KspaceSample:
-        """Mask, cut the read-out, find the maps; arguments as fastMRI's `SliceDataset` passes them.
+        """Mask and cut the read-out; arguments as fastMRI's `SliceDataset` passes them.
 
         Raises:
             InputError: k-space or target that is not finite.
@@ -155,20 +142,12 @@ class KspaceTransform(_SliceTransform):
         measured = _measured_columns(coils, columns, limits)
         samples = crop_readout(coils, measured, size[0])
         check_finite(samples, f"{fname}: slice {slice_num} of kspace")
-        maps = np.empty(0, np.complex64)
-        if self.sens == "espirit":
-            from fastmri_plugin.compressed_sensing import stored_coil_maps
-
-            whole = np.zeros((*samples.shape[:2], len(measured)), samples.dtype)
-            whole[..., measured] = samples
-            maps = stored_coil_maps(whole, measured)
         wanted = (
             torch.zeros(size) if target is None else _cropped_target(target, size, fname, slice_num)
         )
         return KspaceSample(
             torch.from_numpy(samples),
             torch.from_numpy(measured[None, None]),
-            torch.from_numpy(maps),
             wanted,
             fname,
             slice_num,
@@ -231,7 +210,6 @@ def build_transform(
     challenge: Challenge,
     mask_func: ColumnMasks | None,
     use_seed: bool,
-    options: Mapping[str, Any] | None = None,
 ) -> Callable[..., Any]:
     """The transform that feeds a model, with fastMRI's signature.
 
@@ -240,10 +218,9 @@ def build_transform(
         challenge: single- or multi-coil.
         mask_func: draws the mask of volumes that have none of their own.
         use_seed: one mask per volume, seeded by its name.
-        options: the network's; `sens` says what an unrolled one is fed.
     """
     if model in KSPACE_MODELS:
-        return KspaceTransform(mask_func, use_seed, (options or {}).get("sens", "learned"))
+        return KspaceTransform(mask_func, use_seed)
     if model == "fastmri_unet":
         make = partial(UnetDataTransform, challenge, use_seed=use_seed)
         return _FastmriTransform(make, mask_func, use_seed)

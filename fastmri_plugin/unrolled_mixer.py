@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fastmri_plugin.espirit import espirit_maps
 from img2img_recon.networks.base import Described, Example
 from img2img_recon.networks.layers import TokenMixing
 from img2img_recon.networks.window_mixer import WindowMixer
@@ -15,6 +16,7 @@ from img2img_recon.support.errors import InputError
 
 DataConsistency = Literal["hard", "soft"]
 Sensitivities = Literal["learned", "espirit", "none"]
+Axes = tuple[int, ...]
 
 
 class UnrolledMixer(Described):
@@ -26,8 +28,8 @@ class UnrolledMixer(Described):
     with one coil the only map is 1. K-space is divided by one complex number first, which has the scale and the
     phase of the zero-filled image: the output does not depend on the scanner's units or its phase.
 
-    Every row of a column is measured or none, so the transform along the rows commutes with the mask: it is done
-    once, and the cascades transform along the phase encoding alone.
+    Where every row of a column is measured or none, the transform along the rows commutes with the mask: it is done
+    once, and the cascades transform along the phase encoding alone. Samples of any other pattern take both transforms.
 
     Args:
         cascades: K, number of cascades.
@@ -40,8 +42,8 @@ class UnrolledMixer(Described):
         partitions: how layers partition the volume, in turn.
         data_consistency: "hard" puts the measured samples back; "soft" subtracts a learned part of the
             difference, as the variational network does.
-        sens: where sensitivity maps come from: "learned" estimates them with a mixer, "espirit" takes them from
-            outside, "none" is for one coil.
+        sens: where sensitivity maps come from: "learned" estimates them with a mixer, "espirit" computes them
+            (`fastmri_plugin.espirit`), both from the fully sampled centre; "none" is for one coil.
         sens_embed_dims: channels at each level of the mixer that estimates sensitivity maps.
 
     Raises:
@@ -83,6 +85,7 @@ class UnrolledMixer(Described):
             )
             for _ in range(cascades)
         )
+        self.sens = sens
         self.sens_net = SensitivityMixer(sens_embed_dims) if sens == "learned" else None
         for mixer in self.mixers():
             # A new network reconstructs as zero-filling does, with maps straight from the centre.
@@ -114,34 +117,39 @@ class UnrolledMixer(Described):
 
         Args:
             masked_kspace: complex (B, coils, H, W), centred as fastMRI's, zero where nothing was measured.
-            mask: bool (B, 1, 1, W) or (1, 1, 1, W), the measured columns.
+            mask: bool (B, 1, 1, W), the measured columns, or (B, 1, H, W), the samples; B may be 1.
             num_low_frequencies: width of the fully sampled centre; None finds it in the mask.
             sens_maps: complex (B, coils, H, W), from elsewhere; None estimates them.
 
         Returns:
             complex (B, coils, H, W), in the units of the k-space.
         """
+        axes = (-1,) if mask.shape[-2] == 1 else (-2, -1)
         kspace = torch.fft.ifftshift(masked_kspace, (-2, -1))
-        columns = torch.fft.ifftshift(mask, -1)
-        # From here on: rows are image, columns k-space, both in the transform's own order.
-        measured = torch.fft.ifft(kspace, dim=-2, norm="ortho")
-        unit = complex_unit(to_image(measured))
+        sampled = torch.fft.ifftshift(mask, axes)
+        # From here on in the transform's own order; rows are image already where whole columns were measured.
+        measured = kspace if len(axes) == 2 else torch.fft.ifft(kspace, dim=-2, norm="ortho")
+        unit = complex_unit(to_image(measured, axes))
         measured = measured / unit
         if masked_kspace.shape[1] == 1:
             maps = torch.ones_like(measured[:, :1, :1, :1])
         elif sens_maps is not None:
             maps = torch.fft.ifftshift(sens_maps, (-2, -1))
-        elif self.sens_net is not None:
-            maps = self.sens_net(measured, centre_columns(columns, num_low_frequencies))
-        else:
+        elif self.sens == "none":
             raise InputError(
                 f"k-space of {masked_kspace.shape[1]} coils needs sensitivity maps, which this network "
                 "does not estimate"
             )
+        else:
+            centre = centre_of(sampled, num_low_frequencies)
+            if self.sens_net is not None:
+                maps = self.sens_net(measured, centre, axes)
+            else:
+                maps = torch.fft.ifftshift(_espirit(masked_kspace / unit, centre), (-2, -1))
         estimate = measured
         for cascade in self.cascades:
-            estimate = cascade(estimate, measured, columns, maps)
-        return torch.fft.fftshift(to_image(estimate) * unit, (-2, -1))
+            estimate = cascade(estimate, measured, sampled, maps, axes)
+        return torch.fft.fftshift(to_image(estimate, axes) * unit, (-2, -1))
 
     def example(self, img_size: tuple[int, int] | None = None) -> dict[str, Example]:
         """See `Described.example`; four coils stand for any number, where the network takes several."""
@@ -179,11 +187,13 @@ class Cascade(nn.Module):
         self.regulariser = regulariser
         self.dc_weight = nn.Parameter(torch.ones(1)) if data_consistency == "soft" else None
 
-    def forward(self, kspace: Tensor, measured: Tensor, mask: Tensor, maps: Tensor) -> Tensor:
-        """Map hybrid k-space (B, coils, H, W), transformed along H, to the next estimate of it."""
-        image = (to_image(kspace) * maps.conj()).sum(1)
+    def forward(
+        self, kspace: Tensor, measured: Tensor, mask: Tensor, maps: Tensor, axes: Axes = (-1,)
+    ) -> Tensor:
+        """Map k-space (B, coils, H, W), still to be transformed along `axes`, to the next estimate of it."""
+        image = (to_image(kspace, axes) * maps.conj()).sum(1)
         residual = mixed(self.regulariser, image)
-        update = kspace - to_kspace(residual[:, None] * maps)
+        update = kspace - to_kspace(residual[:, None] * maps, axes)
         if self.dc_weight is None:
             return torch.where(mask, measured, update)
         return update - self.dc_weight * torch.where(mask, kspace - measured, 0)
@@ -203,9 +213,9 @@ class SensitivityMixer(nn.Module):
         depths = (1,) * (2 * len(embed_dims) - 1)
         self.mixer = WindowMixer(2, 2, 4, 8, embed_dims, depths, border="circular")
 
-    def forward(self, kspace: Tensor, centre: Tensor) -> Tensor:
-        """Map hybrid k-space (B, coils, H, W) and the centre's mask (B, 1, 1, W) to maps (B, coils, H, W)."""
-        image = to_image(kspace * centre)
+    def forward(self, kspace: Tensor, centre: Tensor, axes: Axes = (-1,)) -> Tensor:
+        """Map k-space (B, coils, H, W), still to be transformed along `axes`, and its centre to maps of that shape."""
+        image = to_image(kspace * centre, axes)
         coil = image.flatten(0, 1)
         guess = (coil - mixed(self.mixer, coil)).view_as(image)
         energy = guess.abs().square().sum(1, keepdim=True)
@@ -220,14 +230,14 @@ def mixed(network: nn.Module, image: Tensor) -> Tensor:
     return torch.fft.ifftshift(torch.view_as_complex(output), (-2, -1))
 
 
-def to_image(kspace: Tensor) -> Tensor:
-    """Hybrid k-space to images, along the last axis."""
-    return torch.fft.ifft(kspace, norm="ortho")
+def to_image(kspace: Tensor, axes: Axes = (-1,)) -> Tensor:
+    """K-space to images, along the axes that are not image yet."""
+    return torch.fft.ifftn(kspace, dim=axes, norm="ortho")
 
 
-def to_kspace(image: Tensor) -> Tensor:
-    """Images to hybrid k-space, along the last axis."""
-    return torch.fft.fft(image, norm="ortho")
+def to_kspace(image: Tensor, axes: Axes = (-1,)) -> Tensor:
+    """Images to k-space along these axes."""
+    return torch.fft.fftn(image, dim=axes, norm="ortho")
 
 
 def complex_unit(image: Tensor) -> Tensor:
@@ -240,21 +250,44 @@ def complex_unit(image: Tensor) -> Tensor:
     return (torch.where(scale > 0, scale, 1) * turn).view(-1, 1, 1, 1)
 
 
-def centre_columns(mask: Tensor, num_low_frequencies: int | None) -> Tensor:
-    """The fully sampled centre, bool (B, 1, 1, W), of masks in the transform's own order.
+def centre_of(mask: Tensor, num_low_frequencies: int | None = None) -> Tensor:
+    """The fully sampled centre, a bool mask of the same shape, of masks in the transform's own order.
 
     Args:
-        mask: bool (B, 1, 1, W), measured columns, zero frequency first.
-        num_low_frequencies: its width; None takes the columns on both sides up to the first gap, the same number
-            on each, and at least the middle one, as fastMRI does.
+        mask: bool (B, 1, 1, W), measured columns, or (B, 1, H, W), samples; zero frequency first.
+        num_low_frequencies: its width; None takes what lies on both sides up to the first gap, the same number
+            on each, and at least the middle one, as fastMRI does. Of samples it is a square.
     """
-    width = mask.shape[-1]
-    column = torch.arange(width, device=mask.device)
-    frequency = torch.where(column < (width + 1) // 2, column, column - width)
+    frequencies = [_frequencies(side, mask.device) for side in mask.shape[-2:]]
     if num_low_frequencies is None:
-        gap = torch.where(mask, width, torch.where(frequency < 0, -frequency - 1, frequency))
-        count = (2 * gap.amin(-1, keepdim=True)).clamp(1, width)
+        rings = [torch.where(frequency < 0, -frequency - 1, frequency) for frequency in frequencies]
+        ring = torch.maximum(rings[0][:, None], rings[1])
+        gap = torch.where(mask, mask.shape[-1], ring)
+        count = (2 * gap.amin((-2, -1), keepdim=True)).clamp(1, mask.shape[-1])
     else:
         count = torch.tensor(num_low_frequencies, device=mask.device)
-    low = width // 2 - torch.div(width - count + 1, 2, rounding_mode="floor")
-    return (frequency >= -low) & (frequency < count - low)
+    inside = torch.ones_like(mask)
+    for axis, frequency in zip((-2, -1), frequencies, strict=True):
+        side = len(frequency)
+        if side > 1:
+            low = side // 2 - torch.div(side - count + 1, 2, rounding_mode="floor")
+            along = (frequency >= -low) & (frequency < count - low)
+            inside = inside & along.transpose(axis, -1)
+    return inside
+
+
+def _frequencies(side: int, device: torch.device) -> Tensor:
+    place = torch.arange(side, device=device)
+    return torch.where(place < (side + 1) // 2, place, place - side)
+
+
+@torch.no_grad()
+def _espirit(kspace: Tensor, centre: Tensor) -> Tensor:
+    """Maps (B, coils, H, W) of centred k-space, slice by slice, given the centre in the transform's own order."""
+    maps = []
+    for index, one in enumerate(kspace):
+        inside = centre[index if len(centre) > 1 else 0, 0]
+        rows, columns = inside.any(1).sum(), inside.any(0).sum()
+        height = one.shape[-2] if len(inside) == 1 else int(rows)
+        maps.append(espirit_maps(one, (height, int(columns))))
+    return torch.stack(maps)

@@ -119,8 +119,7 @@ class Reconstructor(models.Reconstructor):
             `mag=True` or `rss=True`; with `complex_output` (B, 2, h, w).
 
         Raises:
-            InputError: other physics, shapes that do not go together, single samples measured where the network
-                takes whole columns, or coil maps that are missing.
+            InputError: other physics, shapes that do not go together, or coil maps that are missing.
         """
         several = isinstance(physics, MultiCoilMRI)
         if not isinstance(physics, (MRI, MultiCoilMRI)) or isinstance(physics, DynamicMRI):
@@ -137,16 +136,16 @@ class Reconstructor(models.Reconstructor):
         if self.of_images:
             return self.network(_magnitude(_centre(physics.ifft(kspace), h, w))).clamp_min(0)
         columns = mask.any(-2, keepdim=True)
-        if not torch.equal(mask, columns.expand_as(mask)):
-            raise InputError(
-                "physics.mask: single samples or rows; allowed: whole columns (the last axis)"
-            )
-        if h < H:
-            kspace = physics.fft(_centre(physics.ifft(kspace, (-2,)), h, W), (-2,))
+        rows = H
+        if torch.equal(mask, columns.expand_as(mask)):
+            # Then the image's rows are enough, and less work.
+            mask, rows = columns, h
+            if h < H:
+                kspace = physics.fft(_centre(physics.ifft(kspace, (-2,)), h, W), (-2,))
         unit_maps = strength = None
-        needs_maps = getattr(self.network, "sens_net", None) is None
+        needs_maps = getattr(self.network, "sens", "none") == "none"
         if several and (needs_maps or self.complex_output):
-            maps = _centre(physics.coil_maps, h, W)
+            maps = _centre(physics.coil_maps, rows, W)
             if maps.shape[1] != kspace.shape[1]:
                 raise InputError(
                     f"physics.coil_maps: of {maps.shape[1]} coils, y has {kspace.shape[1]}"
@@ -154,7 +153,7 @@ class Reconstructor(models.Reconstructor):
             strength = _magnitude(maps).clamp_min(torch.finfo(y.dtype).tiny)
             unit_maps = maps / strength
         sens_maps = unit_maps if needs_maps else None
-        images = self.network.coil_images(kspace, columns, sens_maps=sens_maps)
+        images = self.network.coil_images(kspace, mask, sens_maps=sens_maps)
         if not self.complex_output:
             return _magnitude(_centre(images, h, w))
         if unit_maps is not None:

@@ -3,27 +3,19 @@
     OMP_NUM_THREADS=1 python -m tests.benchmarks.denoising_trials --data_path FOLDER [FOLDER ...] --out OUT
 
 Every trial sees crops of the same pictures with noise of one level, and as many pixels a step. It is scored on
-pictures that are set aside (every `HELD_OUT`-th). What is counted is this process's processor time in training, so
-that other work on the machine costs nobody anything but cache. A trial that is done is kept in `--out`; the same
-command goes on with the rest.
+pictures that are set aside (every `HELD_OUT`-th).
 """
 
 from __future__ import annotations
 
-import copy
-import json
-import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from denoise_tasks.picture_folders import list_pictures
 from denoise_tasks.pictures import read_picture
@@ -32,14 +24,13 @@ from img2img_recon.networks.base import Network
 from img2img_recon.networks.window_mixer import WindowMixer
 from img2img_recon.networks.zoo import build_model, find_row, model_config
 from img2img_recon.support.cli import flag, parse_config, run_script
-from img2img_recon.support.files import writable_folder, write_json
 from img2img_recon.support.types import PositiveFloat
 from img2img_recon.symmetries import orient_each
-from img2img_recon.training.optimisers import budget_share, make_optimizer
 from img2img_recon.wrappers import AnySize, Residual
+from tests.benchmarks.equal_time import Report, run_trials, train_for
 
 PIXELS_PER_STEP = 2 * 128 * 128
-HELD_OUT, SCORED_SIDE, EDGE, EMA = 50, 128, 8, 0.999
+HELD_OUT, SCORED_SIDE, EDGE = 50, 128, 8
 
 
 @dataclass(frozen=True)
@@ -137,7 +128,7 @@ def batch(pictures: Sequence[np.ndarray], side: int, generator: torch.Generator)
     return orient_each(torch.stack(crops).permute(0, 3, 1, 2).float() / 255, turned)
 
 
-def score(network: Network, pictures: Sequence[np.ndarray], sigma: float) -> float:
+def score(network: nn.Module, pictures: Sequence[np.ndarray], sigma: float) -> float:
     """Mean PSNR (dB) over the middles of the pictures, the output clipped."""
     found = []
     for number, picture in enumerate(pictures):
@@ -146,8 +137,7 @@ def score(network: Network, pictures: Sequence[np.ndarray], sigma: float) -> flo
         clean = torch.from_numpy(middle.copy()).permute(2, 0, 1)[None].float() / 255
         generator = torch.Generator().manual_seed(number)
         noise = torch.randn(clean.shape, generator=generator)
-        with torch.inference_mode():
-            output = network(clean + sigma / 255 * noise).clamp(0, 1)
+        output = network(clean + sigma / 255 * noise).clamp(0, 1)
         found.append(-10 * float(torch.log10((output - clean).square().mean())))
     return float(np.mean(found))
 
@@ -157,69 +147,42 @@ def train(
     config: TrialsConfig,
     pictures: Sequence[np.ndarray],
     held_out: Sequence[np.ndarray],
-) -> tuple[Network, dict[str, Any]]:
-    """Train a trial's network; its scores at a quarter, half and the whole of the time."""
+) -> tuple[Network, Report]:
+    """Train a trial's network and score it."""
     torch.manual_seed(config.seed)
     network = build(trial, config.sigma)
-    average = copy.deepcopy(network).eval()
-    optimizer = make_optimizer(network, trial.optimizer, trial.lr)
-    rates = [group["lr"] for group in optimizer.param_groups]
     generator = torch.Generator().manual_seed(config.seed)
-    curve: list[tuple[float, float]] = []
-    used, steps, scored = 0.0, 0, average if trial.ema else network
-    while used < config.seconds:
-        begin = time.process_time()
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * budget_share(used / config.seconds)
+
+    def loss(network: nn.Module) -> Tensor:
         clean = batch(pictures, trial.crop, generator)
         noisy = clean + config.sigma / 255 * torch.randn(clean.shape, generator=generator)
         error = (network(noisy) - clean)[..., EDGE:-EDGE, EDGE:-EDGE] * 255 / config.sigma
-        loss = error.square().mean() if trial.loss == "squared" else error.abs().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        steps += 1
-        decay = min(EMA, (10 + steps) / (100 + steps))
-        with torch.no_grad():
-            for mean, weight in zip(average.parameters(), network.parameters(), strict=True):
-                mean.lerp_(weight, 1 - decay)
-            for kept, value in zip(average.buffers(), network.buffers(), strict=True):
-                kept.copy_(value)
-        used += time.process_time() - begin
-        if used >= config.seconds * (0.25, 0.5, 1.0, 2.0)[len(curve)]:
-            curve.append((used, score(scored.eval(), held_out, config.sigma)))
-            network.train()
-    return scored, {
-        "parameters": sum(weight.numel() for weight in network.parameters()),
-        "steps": steps,
-        "curve": curve,
-        "psnr": curve[-1][1],
-    }
+        return error.square().mean() if trial.loss == "squared" else error.abs().mean()
+
+    def scored(network: nn.Module) -> dict[str, float]:
+        return {"PSNR (dB)": score(network, held_out, config.sigma)}
+
+    trained, report = train_for(
+        config.seconds, network, loss, scored, trial.optimizer, trial.lr, trial.ema
+    )
+    return cast(Network, trained), report
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run the trials that are missing in `--out` and print all."""
     config = parse_config(TrialsConfig, words)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     paths = [path for folder in config.data_path for path in list_pictures(folder)]
     pixels = [with_channels(read_picture(path).samples, 3) for path in paths]
     pixels = [picture for picture in pixels if min(picture.shape[:2]) >= SCORED_SIDE]
     held_out = pixels[::HELD_OUT]
     pictures = [picture for place, picture in enumerate(pixels) if place % HELD_OUT]
-    writable_folder(config.out, "--out")
-    report = config.out / "trials.json"
-    done: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
-    for name, trial in TRIALS.items():
-        if name in done or (config.trials and not name.startswith(config.trials)):
-            continue
-        network, done[name] = train(trial, config, pictures, held_out)
+
+    def run(name: str) -> Report:
+        network, report = train(TRIALS[name], config, pictures, held_out)
         network.save(config.out / f"{name}.safetensors")
-        write_json(report, done)
-        print(f"{name}: {done[name]['psnr']:.2f} dB", flush=True)
-    table = Table("trial", "parameters", "steps", "PSNR (dB)")
-    for name, row in done.items():
-        table.add_row(name, f"{row['parameters']:,}", f"{row['steps']:,}", f"{row['psnr']:.2f}")
-    Console(width=100).print(table)
+        return report
+
+    run_trials(config.out, TRIALS, config.trials, run)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@
 
 The slices are complex images (`image` (N, 2, H, W), `scale` (N,)); eight coils and noise of 1 % of each slice's maximum
 are simulated, so this is retrospective. Regularizations are chosen by SSIM on `CHOSEN_ON` slices of `--train` and kept
-for `--real`, measured k-space (coils, H, W). Where that has zeros among its samples, so is its reference blurred; it is
-then scored as it is and once more filled in: the coils' images of an l1-wavelet reconstruction in its place.
+for `--real`, measured k-space (coils, H, W). Where that has zeros among its samples, its reference is blurred, and who
+restores what is missing moves away from it. It is then scored in three ways: as it is, the zeros of measured columns
+counting as measured; at its places, every method being told the samples, and the places alone counting that the file
+holds; filled in, an l1-wavelet reconstruction standing where nothing was measured.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import sigpy
+import torch
 from rich.console import Console
 from rich.table import Table
 from sigpy.mri import birdcage_maps
 from sigpy.mri.app import L1WaveletRecon, SenseRecon
 
-from fastmri_plugin import reconstruct
-from fastmri_plugin.compressed_sensing import SliceProblem, prepare_slice, solve
+from fastmri_plugin import load
+from fastmri_plugin.compressed_sensing import SliceProblem, coil_maps, prepare_slice, solve
 from fastmri_plugin.kspace import rss
 from img2img_recon.metrics import psnr, volume_ssim
 from img2img_recon.support.cli import flag, parse_config, run_script
@@ -46,16 +49,29 @@ METHODS = ("zero-filled", *CANDIDATES, NETWORK)
 
 @dataclass(frozen=True)
 class Slice:
-    """Undersampled k-space (coils, H, W), the columns (W,) that it holds, and the reference (H, W)."""
+    """Undersampled k-space (coils, H, W) and what it holds: columns (W,) or samples (H, W).
+
+    Attributes:
+        reference: (H, W), the root-sum-of-squares of all k-space.
+        places: bool (H, W), the places of k-space that the reference has; None for all.
+    """
 
     kspace: np.ndarray
-    columns: np.ndarray
+    mask: np.ndarray
     reference: np.ndarray
+    places: np.ndarray | None = None
 
     @cached_property
     def problem(self) -> SliceProblem:
         """With coil maps, which every classical method takes."""
-        return prepare_slice(self.kspace, self.columns, self.reference.shape)
+        return prepare_slice(self.kspace, self.mask, self.reference.shape)
+
+    def magnitude(self, coils: np.ndarray) -> np.ndarray:
+        """What is scored of coil images (coils, H, W): their root-sum-of-squares, of the places alone."""
+        if self.places is not None:
+            kspace = sigpy.fft(coils, axes=(-2, -1)) * self.places
+            coils = sigpy.ifft(kspace, axes=(-2, -1))
+        return rss(coils)
 
 
 @dataclass(frozen=True)
@@ -103,33 +119,40 @@ def simulated(file: Path, numbers: Sequence[int], mask: Callable[[int], np.ndarr
     return slices
 
 
-def masked(kspace: np.ndarray, mask: Callable[[int], np.ndarray]) -> Slice:
+def masked(
+    kspace: np.ndarray, mask: Callable[[int], np.ndarray], places: np.ndarray | None = None
+) -> Slice:
     """K-space (coils, H, W) under a mask, and its reference."""
     columns = mask(kspace.shape[-1])
-    return Slice(kspace * columns, columns, rss(sigpy.ifft(kspace, axes=(-2, -1))))
+    known = columns if places is None else columns & places
+    return Slice(kspace * columns, known, rss(sigpy.ifft(kspace, axes=(-2, -1))), places)
 
 
 def filled_in(kspace: np.ndarray) -> np.ndarray:
-    """K-space (coils, H, W) of an l1-wavelet reconstruction from the samples that are not zero."""
-    problem = prepare_slice(kspace, kspace.any(axis=0), kspace.shape[1:])
+    """K-space (coils, H, W) with an l1-wavelet reconstruction where there are zeros."""
+    places = kspace.any(axis=0)
+    scale = rss(sigpy.ifft(kspace, axes=(-2, -1))).max()
+    # Of the coils themselves: the network knows no combinations of them.
+    maps = coil_maps(kspace, places)
     recon = L1WaveletRecon(
-        problem.kspace,
-        problem.maps,
+        kspace / scale,
+        maps,
         FILLED_BY,
-        weights=problem.sampled,
+        weights=places.astype(np.float32),
         alpha=1,
         max_iter=100,
         show_pbar=False,
     )
-    return sigpy.fft(problem.scale * problem.maps * recon.run(), axes=(-2, -1)).astype(np.complex64)
+    made = sigpy.fft(scale * maps * recon.run(), axes=(-2, -1))
+    return np.where(places, kspace, made).astype(np.complex64)
 
 
 def reconstructed(method: str, given: Slice, value: float) -> np.ndarray:
     """The magnitude (H, W) that a method makes, with this regularization if it has one."""
     if method == "zero-filled":
-        return rss(sigpy.ifft(given.kspace, axes=(-2, -1)))
+        return given.magnitude(sigpy.ifft(given.kspace, axes=(-2, -1)))
     if method == NETWORK:
-        return reconstruct(given.kspace, given.columns)
+        return given.magnitude(network_coils(given))
     problem = given.problem
     if method == "SENSE":
         recon = SenseRecon(
@@ -140,8 +163,17 @@ def reconstructed(method: str, given: Slice, value: float) -> np.ndarray:
             max_iter=60,
             show_pbar=False,
         )
-        return problem.scale * abs(recon.run())
-    return solve(problem, method, value)  # type: ignore[arg-type]
+        image = recon.run()
+    else:
+        image = solve(problem, method, value)  # type: ignore[arg-type]
+    return given.magnitude(problem.scale * problem.maps * image)
+
+
+def network_coils(given: Slice) -> np.ndarray:
+    """The network's coil images (coils, H, W)."""
+    mask = torch.from_numpy(given.mask).view(1, 1, -1, given.mask.shape[-1])
+    with torch.inference_mode():
+        return load(NETWORK).coil_images(torch.from_numpy(given.kspace)[None], mask)[0].numpy()
 
 
 def scores(reference: np.ndarray, image: np.ndarray) -> tuple[float, float]:
@@ -184,7 +216,8 @@ def main(words: Sequence[str] | None = None) -> None:
         if config.real:
             kspace = np.load(config.real)
             data["measured"] = [masked(kspace, mask)]
-            if not kspace.any(axis=0).all():
+            if not (places := kspace.any(axis=0)).all():
+                data["measured, at its places"] = [masked(kspace, mask, places)]
                 data["measured, filled in"] = [masked(filled_in(kspace), mask)]
         for kind, slices in data.items():
             table = Table("method", "regularization", "whole image", "head, intensities matched")

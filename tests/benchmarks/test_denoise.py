@@ -65,8 +65,8 @@ def test_equal_trials_learn_and_go_on(tmp_path: Path, monkeypatch: pytest.Monkey
     words = ["--data_path", tmp_path, "--out", tmp_path / "out", "--trials", "a", "--sigma", 50]
     denoising_trials.main([*map(str, words), "--seconds", "2"])
     report = json.loads((tmp_path / "out/trials.json").read_text())
-    first, _, last = (psnr for _, psnr in report["a"]["curve"])
-    assert last == report["a"]["psnr"] > first + 0.05
+    first, _, last = (scores["PSNR (dB)"] for _, scores in report["a"]["curve"])
+    assert last == report["a"]["PSNR (dB)"] > first + 0.05
     assert load(tmp_path / "out/a.safetensors")(torch.zeros(1, 3, 20, 30)).shape == (1, 3, 20, 30)
     before = (tmp_path / "out/a.safetensors").stat().st_mtime_ns
     denoising_trials.main([*map(str, words), "--seconds", "2"])

@@ -54,7 +54,7 @@ def test_report_of_all_methods(
     words += ["--json", tmp_path / "report.json", "--figure", tmp_path / "figure.png"]
     multicoil.main([*map(str, words)])
     report = json.loads((tmp_path / "report.json").read_text())
-    kinds = ("simulated coils", "measured", "measured, filled in")
+    kinds = ("simulated coils", "measured", "measured, at its places", "measured, filled in")
     assert set(report) == {
         f"{kind}, {mask}, {method}"
         for kind in kinds

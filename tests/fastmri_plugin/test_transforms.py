@@ -7,7 +7,6 @@ import pytest
 import torch
 from fastmri.data import transforms as fastmri_transforms
 
-from fastmri_plugin import compressed_sensing
 from fastmri_plugin.data import _collate
 from fastmri_plugin.kspace import center_crop, centred_ifft
 from fastmri_plugin.masks import MaskSpec
@@ -94,7 +93,6 @@ def test_measured_samples_are_those_of_fastmris_varnet_transform(coils, shape, l
     assert torch.equal(ours.mask[..., None], theirs.mask.bool())
     assert torch.equal(ours.target, theirs.target)
     assert (ours.fname, ours.slice_num, ours.max_value) == ("b.h5", 1, 3.0)
-    assert ours.maps.numel() == 0
 
 
 def test_the_read_out_is_cut_to_the_images_rows():
@@ -113,20 +111,6 @@ def test_a_column_that_holds_samples_was_measured():
     sample = KspaceTransform()(kspace, None, None, attributes((16, 16), (4, 16)), "a.h5", 0)
     assert sample.mask.flatten().tolist() == [True] * 18 + [False] * 2
     np.testing.assert_array_equal(whole(sample)[0], kspace)
-
-
-def test_espirit_maps_are_computed_once(monkeypatch):
-    draw = np.random.default_rng(3)
-    kspace = complex_noise(3, 32, 32, seed=int(draw.integers(1 << 30))).astype(np.complex64)
-    mask = np.arange(32) % 2 == 0
-    mask[8:24] = True
-    transform = KspaceTransform(sens="espirit")
-    args = (kspace, mask, None, attributes((24, 24), (0, 32)), "a.h5", 0)
-    maps = transform(*args).maps
-    assert maps.shape == (3, 24, 32)
-    np.testing.assert_allclose((maps.abs() ** 2).sum(0), np.ones((24, 32)), rtol=1e-4)
-    monkeypatch.setattr(compressed_sensing, "coil_maps", None)
-    assert torch.equal(transform(*args).maps, maps)
 
 
 def test_a_batchs_masks_may_differ_in_number():
