@@ -133,11 +133,15 @@ def draw(report: Mapping[str, Mapping[str, Any]], path: Path, title: str) -> Non
 
     figure = new_figure(6, 4)
     axes = figure.add_subplot()
-    for name, row in report.items():
-        if "psnr" in row:
-            place = (1e3 * row["seconds_per_megapixel"], row["psnr"])
-            axes.plot(*place, "o", color="tab:orange" if row["parameters"] is None else "tab:blue")
-            axes.annotate(label_of(name), place, xytext=(6, 4), textcoords="offset points")
+    scored = {name: row for name, row in report.items() if "psnr" in row}
+    places = {n: (1e3 * row["seconds_per_megapixel"], row["psnr"]) for n, row in scored.items()}
+    for name, (took, psnr) in places.items():
+        untrained = scored[name]["parameters"] is None
+        axes.plot(took, psnr, "o", color="tab:orange" if untrained else "tab:blue")
+        # Below the point where another one's label is in the way.
+        near = (p for t, p in places.values() if 1 / 4 < t / took < 4 and 0 < p - psnr < 1)
+        offset = (6, -12) if any(near) else (6, 4)
+        axes.annotate(label_of(name), (took, psnr), xytext=offset, textcoords="offset points")
     axes.set(xscale="log", xlabel="milliseconds a megapixel, one thread", ylabel="PSNR (dB)")
     axes.set_title(title)
     axes.margins(x=0.25, y=0.15)
