@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastmri_plugin.compressed_sensing import MIN_ESPIRIT_WIDTH, calibration_width
 from fastmri_plugin.readers import find_scans, open_scan
 from fastmri_plugin.readers.scan import Scan
 from fastmri_plugin.reconstruct import ReconstructConfig
@@ -113,7 +114,15 @@ class ScanJob:
             raise InputError(
                 f"--accel: {self.path} is undersampled already; leave --accel out to reconstruct it"
             )
-        return self._model(scan, measured)
+        model = self._model(scan, measured)
+        if scan.shape[1] > 1 and model != "zero_filled" and is_undersampled(measured):
+            width = calibration_width(measured)
+            if width < MIN_ESPIRIT_WIDTH:
+                self.say(
+                    f"the fully sampled centre is {width} wide; coil maps come from it, and from less than "
+                    f"{MIN_ESPIRIT_WIDTH} they are poor"
+                )
+        return model
 
     def images(
         self, scan: Scan, index: int, functions: Mapping[str, SliceFunction]

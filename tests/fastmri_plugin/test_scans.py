@@ -79,6 +79,16 @@ def test_undersampled_without_a_mask_is_said_and_never_masked_again(tmp_path, ca
     assert "taken from the zeros" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("centre", "said"), [(4, "centre is 4 wide"), (10, None)])
+def test_a_narrow_centre_is_said(tmp_path, capsys, centre, said):
+    columns = np.arange(32) % 4 == 0
+    columns[16 - centre // 2 : 16 + centre // 2] = True
+    scan = files.matlab5(tmp_path / "scan.mat", centred_fft(phantom()) * columns)
+    run(scan, "--out", tmp_path / "out", "--model", "l1_wavelet")
+    told = capsys.readouterr().err
+    assert said in told if said else "centre is" not in told
+
+
 def test_l1_wavelet_is_nearer_than_zero_filling(tmp_path):
     images = phantom()[:1]
     rows = np.random.default_rng(0).random((40, 32)) < 0.4
