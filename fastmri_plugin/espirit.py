@@ -49,18 +49,8 @@ def espirit_maps(kspace: Tensor, centre: tuple[int, int]) -> Tensor:
 
 def _eigenvectors(box: Tensor, size: tuple[int, ...]) -> tuple[Tensor, tuple[int, int]]:
     """Eigenvectors (coils, h, w) of the largest eigenvalue on a coarse grid of the image, and its (h, w)."""
-    coils = len(box)
-    kernel = [max(1, min(KERNEL_WIDTH, side // 2)) for side in box.shape[1:]]
-    windows = box.unfold(1, kernel[0], 1).unfold(2, kernel[1], 1)
-    rows = windows.permute(1, 2, 0, 3, 4).reshape(-1, coils * kernel[0] * kernel[1])
-    _, values, signals = torch.linalg.svd(rows, full_matrices=False)
-    signals = signals[values >= THRESHOLD * values[0]].conj()
-    signals = signals.view(len(signals), coils, *kernel)
     grid = min(GRID, size[0]), min(GRID, size[1])
-    # k(r + j) is the transform of the image times exp(-2 pi i j x): a window's sum with a kernel is, in the image, a
-    # product with the kernel's transform.
-    spectra = torch.fft.fftshift(torch.fft.fft2(signals, s=grid), (-2, -1)).flatten(2)
-    matrices = torch.einsum("ncp,ndp->pcd", spectra.conj(), spectra)
+    matrices = _matrices(_signal_space(box), grid)
     for _ in range(SQUARINGS):
         matrices = _normalised(matrices) @ matrices
         matrices = _normalised(matrices)
@@ -69,7 +59,44 @@ def _eigenvectors(box: Tensor, size: tuple[int, ...]) -> tuple[Tensor, tuple[int
     vectors = (matrices @ start)[..., 0]
     length = vectors.abs().square().sum(1, keepdim=True).sqrt()
     vectors = vectors / length.clamp_min(torch.finfo(length.dtype).tiny)
-    return vectors.T.view(coils, *grid), grid
+    return vectors.T.view(len(box), *grid), grid
+
+
+def _signal_space(box: Tensor) -> Tensor:
+    """What the windows of the box (coils, h, w) are made of, as a projection (coils, kh, kw, coils, kh, kw)."""
+    coils = len(box)
+    kernel = [max(1, min(KERNEL_WIDTH, side // 2)) for side in box.shape[1:]]
+    windows = box.unfold(1, kernel[0], 1).unfold(2, kernel[1], 1)
+    rows = windows.permute(1, 2, 0, 3, 4).reshape(-1, coils * kernel[0] * kernel[1])
+    if len(rows) < rows.shape[1]:
+        values, vectors = torch.linalg.eigh(rows @ rows.mH)
+        space = (vectors.mH @ rows) / values.clamp_min(torch.finfo(values.dtype).tiny).sqrt()[
+            :, None
+        ]
+    else:
+        values, vectors = torch.linalg.eigh(rows.mH @ rows)
+        space = vectors.mH
+    space = space[values >= THRESHOLD**2 * values[-1]]
+    return (space.mH @ space).view(coils, *kernel, coils, *kernel)
+
+
+def _matrices(projection: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The matrices (h w, coils, coils) of the image's places on a grid, up to a factor.
+
+    k(r + j) is the transform of the image times exp(-2 pi i j x): a window's product with a kernel is, in the image,
+    a product with the kernel's transform, and a place's matrix the transform of the projection's sums over windows
+    that lie equally far apart.
+    """
+    coils, height, width = projection.shape[:3]
+    sums = projection.new_zeros(coils, coils, *grid)
+    for row in range(height):
+        for column in range(width):
+            down = (torch.arange(height, device=sums.device) - row) % grid[0]
+            right = (torch.arange(width, device=sums.device) - column) % grid[1]
+            block = projection[:, :, :, :, row, column].permute(3, 0, 1, 2)
+            sums[:, :, down[:, None], right] += block
+    spectra = torch.fft.fftshift(torch.fft.fft2(sums), (-2, -1))
+    return spectra.flatten(2).permute(2, 0, 1)
 
 
 def _normalised(matrices: Tensor) -> Tensor:
