@@ -187,7 +187,7 @@ class MriTask(Task[TrainConfig, MriRun]):
 
         return build_network(config.model, config.options)
 
-    def example(self, config: TrainConfig) -> tuple[Tensor, ...] | None:
+    def example(self, config: TrainConfig) -> tuple[Tensor | None, ...] | None:
         """See `Task`; k-space is as wide as the image."""
         if config.model not in KSPACE_MODELS:
             return super().example(config)
@@ -197,7 +197,10 @@ class MriTask(Task[TrainConfig, MriRun]):
         coils = SIZES[config.challenge].coils if config.data_path is None else KNEE_COILS
         coils = 1 if config.challenge == "singlecoil" else coils
         kspace = torch.empty(1, coils, height, width, dtype=torch.complex64, device="meta")
-        return kspace, torch.empty(1, 1, 1, width, dtype=torch.bool, device="meta")
+        mask = torch.empty(1, 1, 1, width, dtype=torch.bool, device="meta")
+        # ESPIRiT goes by what is in k-space; beside the cascades its operations are few.
+        maps = (None, kspace) if config.options.get("sens") == "espirit" else ()
+        return kspace, mask, *maps
 
     def identity(self, config: TrainConfig) -> dict[str, Any]:
         """See `Task`."""

@@ -152,13 +152,19 @@ class UnrolledMixer(Described):
         return torch.fft.fftshift(to_image(estimate, axes) * unit, (-2, -1))
 
     def example(self, img_size: tuple[int, int] | None = None) -> dict[str, Example]:
-        """See `Described.example`; four coils stand for any number, where the network takes several."""
+        """See `Described.example`; four coils stand for any number, where the network takes several.
+
+        ESPIRiT is not for exporters: in its place such a network is given maps.
+        """
         height, width = img_size or (53, 45)
-        coils = 1 if self.sens_net is None else 4
+        coils = 1 if self.sens == "none" else 4
         axes = {0: "batch", 2: "height", 3: "width"} | ({} if coils == 1 else {1: "coils"})
         kspace = torch.randn(2, coils, height, width, dtype=torch.complex64)
         mask = torch.rand(1, 1, 1, width) < 0.5
-        return {"masked_kspace": (kspace, axes), "mask": (mask, {3: "width"})}
+        inputs = {"masked_kspace": (kspace, axes), "mask": (mask, {3: "width"})}
+        if self.sens == "espirit":
+            inputs["sens_maps"] = (torch.ones_like(kspace) / coils**0.5, axes)
+        return inputs
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Compile the mixers in place; the complex numbers around them are not for `torch.compile`."""

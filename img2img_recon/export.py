@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -100,10 +101,22 @@ def export(
     dynamic = {
         key: {axis: dims[name] for axis, name in axes.items()} for key, (_, axes) in example.items()
     }
-    inputs = tuple(tensor for tensor, _ in example.values())
+    order = list(signature(network.forward).parameters)
+    in_order = [name == place for name, place in zip(example, order, strict=False)]
+    first = in_order.index(False) if False in in_order else len(example)
+
+    def called(function: Callable[..., Any], given: Sequence[Tensor]) -> Any:
+        return function(
+            *given[:first], **dict(zip(list(example)[first:], given[first:], strict=True))
+        )
+
+    inputs = [tensor for tensor, _ in example.values()]
     with atomic_path(path) as temporary, torch.no_grad(), _quiet():
         program = torch.export.export(
-            network.eval(), inputs, dynamic_shapes=tuple(dynamic.values())
+            network.eval(),
+            tuple(inputs[:first]),
+            dict(zip(list(example)[first:], inputs[first:], strict=True)),
+            dynamic_shapes=dynamic,
         )
         if format == "pt2":
             torch.export.save(program, temporary)
@@ -117,8 +130,8 @@ def export(
         worst = 0.0
         for size in SIZES:
             given = _other_inputs(example, size)
-            expected = network(*given)
-            error = (torch.as_tensor(run(*given)) - expected).abs().max()
+            expected = called(network, given)
+            error = (torch.as_tensor(called(run, given)) - expected).abs().max()
             worst = max(worst, float(error / expected.abs().max().clamp_min(1)))
         if not worst <= AGREE:
             raise InputError(f"{path}: not written, it differs from the network by {worst:.1g}")

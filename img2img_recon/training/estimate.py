@@ -72,7 +72,7 @@ def _measured(task: Task, key: str, config: Any) -> tuple[int, float | None]:
     return _seen[task.name, key]
 
 
-def _operations(network: nn.Module, example: tuple[Tensor, ...]) -> float:
+def _operations(network: nn.Module, example: tuple[Tensor | None, ...]) -> float:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(*example)
     return float(counter.get_total_flops())

@@ -154,7 +154,7 @@ class Task(ABC, Generic[ConfigT, PreparedT]):
     def network(self, config: ConfigT) -> nn.Module:
         """What a resolved configuration trains, with random weights, as it stands in its Lightning module."""
 
-    def example(self, config: ConfigT) -> tuple[Tensor, ...] | None:
+    def example(self, config: ConfigT) -> tuple[Tensor | None, ...] | None:
         """What the network takes for one training image, on the meta device; None where it is not known."""
         import torch
 

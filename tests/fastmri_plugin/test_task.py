@@ -163,6 +163,7 @@ def test_sensitivity_maps_go_with_the_coils(tmp_path):
         assert TASK.resolve(config) == config
     espirit = resolved(challenge="multicoil", model="unrolled_mixer", sens="espirit")
     assert espirit.options["sens"] == "espirit"
+    assert estimate(TASK, espirit).parameters < estimate(TASK, config).parameters
     with pytest.raises(InputError, match="--sens: given espirit, allowed with singlecoil: none"):
         resolved(model="unrolled_mixer", sens="espirit")
     with pytest.raises(

@@ -71,6 +71,14 @@ def test_kspace_goes_into_a_program_of_torch_and_not_into_onnx(tmp_path: Path) -
     mask = torch.arange(37).view(1, 1, 1, -1) % 3 == 0
     with torch.no_grad():
         torch.testing.assert_close(program(kspace * mask, mask), network(kspace * mask, mask))
+    network = UnrolledMixer(cascades=1, sens="espirit", **small).eval()
+    torch.nn.init.normal_(next(network.mixers()).output.weight)
+    exporting.export(network, tmp_path / "many.pt2", "pt2")
+    program = torch.export.load(tmp_path / "many.pt2").module()
+    kspace, maps = torch.randn(2, 1, 5, 20, 37, dtype=torch.complex64)
+    with torch.no_grad():
+        expected = network(kspace * mask, mask, sens_maps=maps)
+        torch.testing.assert_close(program(kspace * mask, mask, sens_maps=maps), expected)
     with pytest.raises(InputError, match=r"--format onnx: .* no complex numbers, allowed: pt2"):
         exporting.export(network, tmp_path / "net.onnx", "onnx")
 
