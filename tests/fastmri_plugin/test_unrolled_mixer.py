@@ -10,12 +10,14 @@ import torch
 from fastmri.models.varnet import NormUnet, SensitivityModel, VarNetBlock
 from torch import Tensor, nn
 
+from fastmri_plugin import unrolled_mixer
 from fastmri_plugin.unrolled_mixer import (
     Cascade,
     SensitivityMixer,
     UnrolledMixer,
     centre_of,
     complex_unit,
+    refined,
     to_image,
     to_kspace,
 )
@@ -202,6 +204,50 @@ def test_the_centre_of_samples_is_the_largest_square_around_the_middle():
     assert found[1].sum() == 1
 
 
+@pytest.mark.parametrize("axes", [(-1,), (-2, -1)])
+def test_the_last_fit_solves_its_least_squares(axes, monkeypatch):
+    monkeypatch.setattr(unrolled_mixer, "REFINEMENTS", 60)
+    shape, wide = (2, 3, 6, 5), {"dtype": torch.complex128}
+    maps = noise(*shape, **wide)
+    maps = maps / maps.abs().square().sum(1, keepdim=True).sqrt()
+    mask = (
+        torch.rand(2, 1, 1 if axes == (-1,) else 6, 5, generator=torch.Generator().manual_seed(0))
+        < 0.5
+    )
+    kspace, measured = noise(*shape, seed=1, **wide), noise(*shape, seed=2, **wide) * mask
+    found = refined(kspace, measured, mask, maps, axes, 0.1)
+    assert torch.equal(torch.where(mask, found, 0), measured)
+    estimate = (to_image(kspace, axes) * maps.conj()).sum(1)
+    for one in range(2):
+        # The operator's matrix, a column from each pixel's image.
+        pixels = torch.eye(30, **wide).view(30, 1, 6, 5)
+        operator = (mask[one] * to_kspace(pixels * maps[one], axes)).flatten(1).T
+        left = operator.mH @ operator + 0.1 * torch.eye(30, **wide)
+        right = operator.mH @ measured[one].flatten() + 0.1 * estimate[one].flatten()
+        image = torch.linalg.solve(left, right).view(6, 5)
+        expected = torch.where(mask[one], measured[one], to_kspace(image * maps[one], axes))
+        torch.testing.assert_close(found[one], expected)
+
+
+def test_the_last_fit_tells_coils_apart():
+    """Maps that are right explain the samples; a new network with them is SENSE, regularised."""
+    side = torch.linspace(-1, 1, 32)
+    image = ((side[:, None] ** 2 + side**2) < 0.7) * (1 + noise(32, 32) / 4)
+    places = [(-1, -1), (-1, 1), (1, -1), (1, 1)]
+    coils = torch.stack(
+        [torch.exp(-((side[:, None] - y) ** 2) - (side - x) ** 2) for y, x in places]
+    )
+    maps = (coils / coils.square().sum(0).sqrt()).to(torch.complex64)[None]
+    mask = columns(32, centre=6, every=2)
+    kspace = shifted_fft(maps * image) * mask
+    errors = []
+    for weight in (0.0, 1e-3):
+        network = UnrolledMixer(**{**SMALL, "cascades": 1}, sens="espirit", refine_weight=weight)
+        with torch.no_grad():
+            errors.append(float((network(kspace, mask, sens_maps=maps) - image.abs()).norm()))
+    assert errors[1] < 0.2 * errors[0]
+
+
 def test_measured_samples_are_kept_and_full_sampling_gives_the_target():
     network = unrolled(sens="espirit")
     mask = torch.rand(1, 1, 28, 26, generator=torch.Generator().manual_seed(0)) < 0.4
@@ -244,9 +290,11 @@ def test_moving_the_object_by_whole_windows_moves_the_image(coils):
 
 
 @pytest.mark.parametrize("consistency", ["hard", "soft"])
+@pytest.mark.parametrize("refine", [0.0, 0.1])
 @pytest.mark.parametrize(("coils", "sens"), [(1, "none"), (3, "learned"), (3, "espirit")])
-def test_every_parameter_learns(consistency, coils, sens):
-    network, mask = unrolled(data_consistency=consistency, sens=sens), columns(36)
+def test_every_parameter_learns(consistency, coils, sens, refine):
+    network = unrolled(data_consistency=consistency, sens=sens, refine_weight=refine)
+    mask = columns(36)
     kspace = noise(1, coils, 32, 36) * mask
     output = network(kspace, mask)
     (
