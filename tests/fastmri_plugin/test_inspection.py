@@ -408,9 +408,7 @@ def test_spoilt_volumes_are_read_or_refused_in_one_line(make, tmp_path):
             (info,) = list_volumes(path.parent, "singlecoil")
             masks.check([info])
             for model in ("img2img_mixer", "unrolled_mixer"):
-                transform = build_transform(
-                    model, "singlecoil", masks.mask_func(), True, {"sens": "none"}
-                )
+                transform = build_transform(model, "singlecoil", masks.mask_func(), True)
                 sample = SliceDataset([info], transform)[info.num_slices - 1]
                 assert sample.target.ndim == 0 or sample.target.shape == info.image_size, number
             if info.target_shape is not None and not info.has_mask:

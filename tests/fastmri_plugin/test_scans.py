@@ -15,7 +15,7 @@ from fastmri_plugin.kspace import centred_fft, rss
 from fastmri_plugin.module import build_network
 from fastmri_plugin.reconstruct import main
 from fastmri_plugin.shipped import package
-from fastmri_plugin.slices import measured_samples, reconstruct
+from fastmri_plugin.slices import default_model, measured_samples, reconstruct
 from fastmri_plugin.volumes import read_reconstruction
 from img2img_recon.support.errors import InputError
 from tests.fastmri_plugin.readers import files
@@ -209,3 +209,15 @@ def test_what_the_package_network_has_seen_is_said_beside_the_scan_it_is_used_on
     run(tmp_path / "knee.h5", "--out", tmp_path / "out")
     said = capsys.readouterr().err
     assert "mri-brain-singlecoil (trained on brains alone, this scan is 'CORPD_FBK'" in said
+
+
+def test_the_networks_of_the_package_take_what_they_were_trained_on():
+    columns, samples = np.ones(8, bool), np.ones((8, 8), bool)
+    assert [default_model(coils, columns) for coils in (1, 4)] == [
+        "mri-brain-singlecoil",
+        "mri-brain-multicoil",
+    ]
+    assert [default_model(coils, samples) for coils in (1, 4)] == [
+        "l1_wavelet",
+        "mri-brain-multicoil",
+    ]
