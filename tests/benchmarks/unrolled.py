@@ -46,7 +46,7 @@ class UnrolledBenchmark:
 
 
 def make(name: str) -> nn.Module:
-    """A network of `NETWORKS`; VarNet with 8 cascades and as many parameters, within 2 %."""
+    """A network of `NETWORKS`; VarNet with 8 cascades and as many parameters, within 10 %."""
     if name == "mri-brain-multicoil":
         return load(name)
     return VarNet(8, sens_chans=4, sens_pools=2, chans=9, pools=2).eval()
