@@ -144,16 +144,21 @@ def test_single_coil_reconstruction_is_that_of_the_plugin_for_every_mask_of_a_ba
 
 
 @inside
-def test_multi_coil_reconstruction_is_that_of_the_plugin():
+@pytest.mark.parametrize("kind", ["columns", "rows", "samples"])
+def test_multi_coil_reconstruction_is_that_of_the_plugin(kind):
     from fastmri_plugin import reconstruct
 
-    physics = MultiCoilMRI(random_masks(1), coil_maps=4, img_size=(64, 64))
+    mask = random_masks(1)
+    rows = mask.transpose(2, 3)
+    mask = {"columns": mask, "rows": rows, "samples": mask * rows}[kind]
+    physics = MultiCoilMRI(mask, coil_maps=4, img_size=(64, 64))
     y = physics(brain())
     with torch.no_grad():
         image = Reconstructor()(y, physics)
         of_maps = Reconstructor("mri-brain-singlecoil")(y, physics)  # estimates none
-    columns = physics.mask[0, 0, 0].bool().numpy()
-    expected = reconstruct(to_numpy(y)[0], columns, model="mri-brain-multicoil")
+    measured = physics.mask[0, 0].bool().numpy()
+    measured = measured[0] if kind == "columns" else measured
+    expected = reconstruct(to_numpy(y)[0], measured, model="mri-brain-multicoil")
     assert difference(image[0, 0], torch.from_numpy(expected)) < 1e-5
     assert difference(of_maps, image) > 1e-4
 
