@@ -342,8 +342,13 @@ def _espirit(kspace: Tensor, centre: Tensor) -> Tensor:
     """Maps (B, coils, H, W) of centred k-space, slice by slice, given the centre in the transform's own order."""
     maps = []
     for index, one in enumerate(kspace):
-        inside = centre[index if len(centre) > 1 else 0, 0]
-        rows, columns = inside.any(1).sum(), inside.any(0).sum()
-        height = one.shape[-2] if len(inside) == 1 else int(rows)
-        maps.append(espirit_maps(one, (height, int(columns))))
+        inside = torch.fft.fftshift(centre[index if len(centre) > 1 else 0, 0])
+        rows = one.shape[-2] if len(inside) == 1 else _width(inside.any(1))
+        maps.append(espirit_maps(one, (rows, _width(inside.any(0)))))
     return torch.stack(maps)
+
+
+def _width(inside: Tensor) -> int:
+    """How many places around the middle are inside, (n,); fastMRI's centre of an odd number lies one further on."""
+    places, middle = inside.nonzero().flatten(), len(inside) // 2
+    return int(min(2 * (middle - places[0]) + 1, 2 * (places[-1] + 1 - middle)))

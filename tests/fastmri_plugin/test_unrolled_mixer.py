@@ -204,6 +204,20 @@ def test_the_centre_of_samples_is_the_largest_square_around_the_middle():
     assert found[1].sum() == 1
 
 
+@pytest.mark.parametrize("width", [36, 37])
+@pytest.mark.parametrize("rows", [1, 33])
+def test_espirit_goes_by_what_was_measured(width, rows):
+    mask = columns(width, centre=8, every=50).expand(1, 1, rows, -1).clone()
+    mask[..., [0, -1]] = False
+    mask[..., : (rows - 8) // 2, :], mask[..., rows - (rows - 8) // 2 :, :] = rows == 1, rows == 1
+    kspace = noise(1, 3, 33, width)
+    network = unrolled(sens="espirit")
+    shifted = torch.fft.ifftshift(mask, (-2, -1) if rows > 1 else -1)
+    maps = unrolled_mixer._espirit(torch.where(mask, kspace, torch.nan), centre_of(shifted))
+    assert maps.isfinite().all()
+    assert network(kspace * mask, mask).isfinite().all()
+
+
 @pytest.mark.parametrize("axes", [(-1,), (-2, -1)])
 def test_the_last_fit_solves_its_least_squares(axes, monkeypatch):
     monkeypatch.setattr(unrolled_mixer, "REFINEMENTS", 60)
