@@ -8,6 +8,7 @@ eigenvector, which has no phase of its own to go astray.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,10 +16,67 @@ CALIBRATION_WIDTH = 24
 KERNEL_WIDTH = 6
 # Singular values below this part of the largest hold noise; the value of the paper's and of sigpy's.
 THRESHOLD = 0.02
+# Of fewer columns the maps are poor (27 dB of a measured slice explained by 4, 36 by 8, 41 by 16 and more).
+LEAST_WIDTH = 8
 # Points of the coarse grid along an axis: six to the shortest period of 2 * KERNEL_WIDTH - 1 columns.
 GRID = 64
 # The matrix is squared so often, which is the power iteration of 2^5 steps.
 SQUARINGS = 5
+
+
+def centre_of(mask: Tensor, num_low_frequencies: int | None = None) -> Tensor:
+    """The fully sampled centre, a bool mask of the same shape, of masks in the transform's own order.
+
+    Args:
+        mask: bool (B, 1, 1, W), measured columns, or (B, 1, H, W), samples; zero frequency first.
+        num_low_frequencies: its width; None takes what lies on both sides up to the first gap, the same number
+            on each, and at least the middle one, as fastMRI does. Of samples it is a square.
+    """
+    frequencies = [_frequencies(side, mask.device) for side in mask.shape[-2:]]
+    if num_low_frequencies is None:
+        rings = [torch.where(frequency < 0, -frequency - 1, frequency) for frequency in frequencies]
+        ring = torch.maximum(rings[0][:, None], rings[1])
+        gap = torch.where(mask, mask.shape[-1], ring)
+        count = (2 * gap.amin((-2, -1), keepdim=True)).clamp(1, mask.shape[-1])
+    else:
+        count = torch.tensor(num_low_frequencies, device=mask.device)
+    inside = torch.ones_like(mask)
+    for axis, frequency in zip((-2, -1), frequencies, strict=True):
+        side = len(frequency)
+        if side > 1:
+            low = side // 2 - torch.div(side - count + 1, 2, rounding_mode="floor")
+            along = (frequency >= -low) & (frequency < count - low)
+            inside = inside & along.transpose(axis, -1)
+    return inside
+
+
+def _frequencies(side: int, device: torch.device) -> Tensor:
+    place = torch.arange(side, device=device)
+    return torch.where(place < (side + 1) // 2, place, place - side)
+
+
+def centre_width(measured: np.ndarray) -> int:
+    """Columns of the fully sampled centre of a mask (W,), or the side of the square one of samples (H, W), bool."""
+    mask = torch.from_numpy(np.atleast_2d(measured))[None, None]
+    axes = -1 if measured.ndim == 1 else (-2, -1)
+    return int(centre_of(torch.fft.ifftshift(mask, axes))[0, 0].any(0).sum()) if mask.any() else 0
+
+
+@torch.no_grad()
+def maps_of_batch(kspace: Tensor, centre: Tensor) -> Tensor:
+    """Maps (B, coils, H, W) of centred k-space, slice by slice, given the centre in the transform's own order."""
+    maps = []
+    for index, one in enumerate(kspace):
+        inside = torch.fft.fftshift(centre[index if len(centre) > 1 else 0, 0])
+        rows = one.shape[-2] if len(inside) == 1 else _places_around_middle(inside.any(1))
+        maps.append(espirit_maps(one, (rows, _places_around_middle(inside.any(0)))))
+    return torch.stack(maps)
+
+
+def _places_around_middle(inside: Tensor) -> int:
+    """How many places around the middle are inside, (n,); fastMRI's centre of an odd number lies one further on."""
+    places, middle = inside.nonzero().flatten(), len(inside) // 2
+    return int(min(2 * (middle - places[0]) + 1, 2 * (places[-1] + 1 - middle)))
 
 
 def espirit_maps(kspace: Tensor, centre: tuple[int, int]) -> Tensor:

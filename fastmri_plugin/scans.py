@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastmri_plugin.compressed_sensing import MIN_ESPIRIT_WIDTH, calibration_width
+from fastmri_plugin.espirit import LEAST_WIDTH, centre_width
 from fastmri_plugin.readers import find_scans, open_scan
 from fastmri_plugin.readers.scan import Scan
 from fastmri_plugin.reconstruct import ReconstructConfig
@@ -116,11 +116,11 @@ class ScanJob:
             )
         model = self._model(scan, measured)
         if scan.shape[1] > 1 and model != "zero_filled" and is_undersampled(measured):
-            width = calibration_width(measured)
-            if width < MIN_ESPIRIT_WIDTH:
+            width = centre_width(measured)
+            if width < LEAST_WIDTH:
                 self.say(
                     f"the fully sampled centre is {width} wide; coil maps come from it, and from less than "
-                    f"{MIN_ESPIRIT_WIDTH} they are poor"
+                    f"{LEAST_WIDTH} they are poor"
                 )
         return model
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fastmri_plugin.espirit import espirit_maps
+from fastmri_plugin.espirit import centre_of, maps_of_batch
 from img2img_recon.networks.base import Described, Example
 from img2img_recon.networks.layers import TokenMixing
 from img2img_recon.networks.window_mixer import WindowMixer
@@ -153,7 +153,7 @@ class UnrolledMixer(Described):
             if self.sens_net is not None:
                 maps = self.sens_net(measured, centre, axes)
             else:
-                maps = torch.fft.ifftshift(_espirit(masked_kspace / unit, centre), (-2, -1))
+                maps = torch.fft.ifftshift(maps_of_batch(masked_kspace / unit, centre), (-2, -1))
         estimate = measured
         for cascade in self.cascades:
             estimate = cascade(estimate, measured, sampled, maps, axes)
@@ -304,51 +304,3 @@ def complex_unit(image: Tensor) -> Tensor:
     size = phase.abs()
     turn = torch.where(size > 0, phase / torch.where(size > 0, size, 1), 1)
     return (torch.where(scale > 0, scale, 1) * turn).view(-1, 1, 1, 1)
-
-
-def centre_of(mask: Tensor, num_low_frequencies: int | None = None) -> Tensor:
-    """The fully sampled centre, a bool mask of the same shape, of masks in the transform's own order.
-
-    Args:
-        mask: bool (B, 1, 1, W), measured columns, or (B, 1, H, W), samples; zero frequency first.
-        num_low_frequencies: its width; None takes what lies on both sides up to the first gap, the same number
-            on each, and at least the middle one, as fastMRI does. Of samples it is a square.
-    """
-    frequencies = [_frequencies(side, mask.device) for side in mask.shape[-2:]]
-    if num_low_frequencies is None:
-        rings = [torch.where(frequency < 0, -frequency - 1, frequency) for frequency in frequencies]
-        ring = torch.maximum(rings[0][:, None], rings[1])
-        gap = torch.where(mask, mask.shape[-1], ring)
-        count = (2 * gap.amin((-2, -1), keepdim=True)).clamp(1, mask.shape[-1])
-    else:
-        count = torch.tensor(num_low_frequencies, device=mask.device)
-    inside = torch.ones_like(mask)
-    for axis, frequency in zip((-2, -1), frequencies, strict=True):
-        side = len(frequency)
-        if side > 1:
-            low = side // 2 - torch.div(side - count + 1, 2, rounding_mode="floor")
-            along = (frequency >= -low) & (frequency < count - low)
-            inside = inside & along.transpose(axis, -1)
-    return inside
-
-
-def _frequencies(side: int, device: torch.device) -> Tensor:
-    place = torch.arange(side, device=device)
-    return torch.where(place < (side + 1) // 2, place, place - side)
-
-
-@torch.no_grad()
-def _espirit(kspace: Tensor, centre: Tensor) -> Tensor:
-    """Maps (B, coils, H, W) of centred k-space, slice by slice, given the centre in the transform's own order."""
-    maps = []
-    for index, one in enumerate(kspace):
-        inside = torch.fft.fftshift(centre[index if len(centre) > 1 else 0, 0])
-        rows = one.shape[-2] if len(inside) == 1 else _width(inside.any(1))
-        maps.append(espirit_maps(one, (rows, _width(inside.any(0)))))
-    return torch.stack(maps)
-
-
-def _width(inside: Tensor) -> int:
-    """How many places around the middle are inside, (n,); fastMRI's centre of an odd number lies one further on."""
-    places, middle = inside.nonzero().flatten(), len(inside) // 2
-    return int(min(2 * (middle - places[0]) + 1, 2 * (places[-1] + 1 - middle)))
