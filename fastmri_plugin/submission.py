@@ -312,7 +312,8 @@ def check_submission(
         for name in track(present, "checking the submission", len(present)):
             try:
                 content = archive.read(name)
-            except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+            # zipfile raises RuntimeError for a password, and its NotImplementedError for a compression it lacks.
+            except (OSError, zipfile.BadZipFile, RuntimeError) as error:
                 problems.append(f"{name}: cannot be read from the archive ({error})")
                 continue
             found, count = _member_problems(content, expected[name], mask_of)
