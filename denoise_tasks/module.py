@@ -85,7 +85,8 @@ class DenoisingModule(pl.LightningModule):
             batches bring real noise.
         level: of the validation noise, likewise.
         crop_margin: outer pixels of training crops that the loss leaves out.
-        loss: "mse", or "level", the error of each image over its level + 0.01 in image units.
+        loss: "mse"; "level", the error of each image over its level + 0.01 in image units; or "absolute", the
+            absolute error over the root of that.
         lr: (highest) learning rate.
         halve_at_epoch: halve the rate then; None for a linear one-cycle schedule over all steps.
         optimizer: see `img2img_recon.training.optimisers.make_optimizer`.
@@ -145,8 +146,13 @@ class DenoisingModule(pl.LightningModule):
         output = self(noisy, level)
         if self.protocol == "paper":
             output = output.clamp(0, 1)
-        squared = (output - clean)[..., self.inside, self.inside].square()
-        loss = (squared / (level / 255 + 0.01) if self.loss == "level" else squared).mean()
+        error = (output - clean)[..., self.inside, self.inside]
+        error = error.abs() if self.loss == "absolute" else error.square()
+        if self.loss != "mse":
+            # So that every level counts about alike: the mean error grows with the level's root.
+            weight = level / 255 + 0.01
+            error = error / (weight**0.5 if self.loss == "absolute" else weight)
+        loss = error.mean()
         self.log("train_loss", loss.detach(), prog_bar=True, batch_size=len(clean))
         return loss
 

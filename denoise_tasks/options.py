@@ -74,8 +74,10 @@ class TrainConfig(TrainingFlags):
         group="data",
         basic=True,
     )
-    loss: Literal["mse", "level"] = flag(
-        "mse", help="squared error, or that over sigma / 255 + 0.01 (gaussian)", group="training"
+    loss: Literal["mse", "level", "absolute"] = flag(
+        "mse",
+        help="squared error, that over sigma / 255 + 0.01 (gaussian), or the absolute error over that one's root",
+        group="training",
     )
     data_path: Path | None = flag(
         None,

@@ -75,6 +75,18 @@ class AverageBuffers(Callback):
                 buffer.copy_(trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))
 
 
+class ValidateUncompiled(Callback):
+    """Validates without the compiler: every size of an image would be compiled anew, for minutes each."""
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Call what was compiled as it was written."""
+        torch.compiler.set_stance("force_eager")
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Call what was compiled."""
+        torch.compiler.set_stance("default")
+
+
 def _devices(given: str) -> str | int | list[int]:
     if given == "auto":
         return given
@@ -129,6 +141,8 @@ def make_trainer(
         RunCheckpoints(run, monitor, mode, config.checkpoint_every_n_steps, *averages),
         progress_callback(config.progress, monitor),
     ]
+    if config.compile:
+        own.append(ValidateUncompiled())
     if config.gradient_clip_val:
         own.append(ClipGradients(config.gradient_clip_val, config.gradient_clip_norm_type or 2.0))
     try:

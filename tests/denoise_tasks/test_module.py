@@ -120,22 +120,22 @@ class Plane(nn.Module):
         return image * 0
 
 
-def test_a_range_of_levels_is_drawn_for_each_image_told_and_weighs_its_error():
+@pytest.mark.parametrize(("loss", "power"), [("level", 2), ("absolute", 1)])
+def test_a_range_of_levels_is_drawn_for_each_image_told_and_weighs_its_error(loss, power):
     torch.manual_seed(0)
     pixels = torch.full((16, 60, 60, 3), 128, dtype=torch.uint8)
     batch = TrainBatch(pixels, None, torch.full((16,), 255.0), torch.zeros(16).long(), None)
     module = DenoisingModule(
-        Plane(), protocol="standard", sigma=(10.0, 60.0), lr=1.0, halve_at_epoch=None, loss="level"
+        Plane(), protocol="standard", sigma=(10.0, 60.0), lr=1.0, halve_at_epoch=None, loss=loss
     )
     module.log = lambda *_, **__: None
     noisy, clean, level = module.images(batch)
     spread = (noisy - clean).flatten(1).std(1) * 255
     torch.testing.assert_close(spread, level.flatten(), rtol=0.05, atol=0)
     assert level.min() < 20 < 50 < level.max() <= 60
-    loss = module.training_step(batch, 0)
-    torch.testing.assert_close(
-        loss, ((128 / 255) ** 2 / (module.network.told.flatten() + 0.01)).mean()
-    )
+    found = module.training_step(batch, 0)
+    weight = module.network.told.flatten() + 0.01
+    torch.testing.assert_close(found, ((128 / 255) ** power / weight ** (power / 2)).mean())
 
 
 @pytest.mark.parametrize("words", [(0.0,), (256.0,), (50.0, 10.0), (1.0, 2.0, 3.0), (0.0, 300.0)])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from img2img_recon.training.trainer import ClipGradients, SeedEachBatch
+from img2img_recon.training.trainer import ClipGradients, SeedEachBatch, ValidateUncompiled
 
 
 def drawn(seed: int, rank: int, epoch: int, batch: int) -> float:
@@ -36,3 +36,32 @@ def test_gradients_are_scaled_down_to_the_norm_that_is_asked_for(norm_type, norm
         ClipGradients(limit, norm_type).on_before_optimizer_step(None, layer, None)
         expected = torch.tensor([[3.0, -4.0]]) * min(limit / norm, 1)
         torch.testing.assert_close(layer.weight.grad, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_validation_compiles_nothing():
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append([tuple(one.shape) for one in inputs if hasattr(one, "shape")])
+        return graph.forward
+
+    class Twice(nn.Module):
+        def forward(self, x):
+            return 2 * x
+
+    layer = Twice()
+    layer.compile(backend=backend, dynamic=False)
+    callback = ValidateUncompiled()
+    try:
+        layer(torch.rand(2, 4))
+        callback.on_validation_start(None, None)
+        for size in range(3, 6):
+            assert layer(torch.rand(size, 4)).shape == (size, 4)
+        assert len(compiled) == 1
+        callback.on_validation_end(None, None)
+        layer(torch.rand(2, 4))
+        assert len(compiled) == 1
+        layer(torch.rand(6, 4))
+        assert len(compiled) == 2
+    finally:
+        torch.compiler.reset()
