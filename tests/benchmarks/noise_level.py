@@ -23,11 +23,12 @@ from img2img_recon.metrics import psnr
 from img2img_recon.noise_level import estimate_sigma
 from img2img_recon.support.cli import flag, parse_config, run_script
 from img2img_recon.support.progress import bar
-from img2img_recon.support.types import PositiveInt
+from img2img_recon.support.types import NonNegativeFloat, PositiveInt
 
 FILES = {"JPEG": {"quality": 85, "subsampling": "4:2:0"}, "WebP": {"quality": 80}}
 KINDS = ("plain", *FILES, "toned")
-SIGMAS = (5, 10, 15, 25, 30, 40, 60)
+SIGMAS = (0, 5, 10, 15, 25, 30, 40, 60)
+UNCHANGED = 45  # dB to a picture without noise, from which on no change is seen
 TINT = np.array([1, 0.92, 0.8])
 
 
@@ -38,6 +39,7 @@ class NoiseLevelBenchmark:
     data_path: Path = flag(help="folder of clean pictures")
     every: PositiveInt = flag(4, help="take every so many pictures")
     side: PositiveInt = flag(192, help="of the centre that is taken, pixels")
+    sigmas: tuple[NonNegativeFloat, ...] = flag(SIGMAS, help="of the noise, of 255 grey levels")
     model: str = flag("denoise-color", help="network that takes a level")
 
 
@@ -75,7 +77,7 @@ def cost(picture: np.ndarray, kind: str, sigma: float, model: str) -> float:
 def main(words: Sequence[str] | None = None) -> None:
     """Print the table."""
     config = parse_config(NoiseLevelBenchmark, words)
-    table = Table("dB, mean (least)", *map(str, (0, *SIGMAS)))
+    table = Table("dB, mean (least)", *(f"{sigma:g}" for sigma in config.sigmas))
     pictures = []
     for path in list_pictures(config.data_path)[:: config.every]:
         samples = with_channels(read_picture(path).samples, 3)
@@ -83,9 +85,11 @@ def main(words: Sequence[str] | None = None) -> None:
         pictures.append(samples[top : top + config.side, left : left + config.side] / 255)
     for kind in bar(KINDS, "scoring", len(KINDS)):
         cells = []
-        for sigma in (0, *SIGMAS):
+        for sigma in config.sigmas:
             costs = [cost(picture, kind, sigma, config.model) for picture in pictures]
-            cells.append(f"{np.mean(costs):+.2f} ({min(costs):+.2f})")
+            changed = sum(one < UNCHANGED for one in costs)
+            below = "" if sigma else f", {changed} of {len(costs)} below {UNCHANGED}"
+            cells.append(f"{np.mean(costs):+.2f} ({min(costs):+.2f}{below})")
         table.add_row(kind, *cells)
     Console(width=140).print(table)
 
