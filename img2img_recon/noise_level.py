@@ -23,6 +23,9 @@ QUANTILES = (0.02, 0.1, 0.3, 0.6)
 QUIET = (0.1, 0.3, 1)
 # In grey levels: below it lies the rounding to 8 bits.
 FLOOR = 0.2
+# In grey levels: noise that is not seen. Its variance is taken from what is found, as that of fine texture, which may
+# pass for weak noise: from noise of 5 on it hardly matters, and a picture with less is left as it is.
+UNSEEN = 2.0
 # The MLP gives log(1 + level / SCALE), of 255 grey levels: weaker noise matters little.
 SCALE = 3.0
 # In grey levels: what a codec rounds to zero is below the first, rounded to 8 bits; other values are above the second.
@@ -38,9 +41,9 @@ def estimate_sigma(image: NDArray[np.floating]) -> float:
 
     Made for Gaussian noise as it is found in files: as it is, rounded to 8 bits, under JPEG or WebP (which keep
     little of it in the colours), the same in all channels or tinted; and for noise of a camera. From a picture
-    without noise it makes about 0. An MLP reads it from bands of the discrete cosine transform of blocks
-    of luminance and colour: noise is in every block, in the high frequencies and as much of it in the
-    quietest blocks, a picture's content is in some, falls off and is in all bands or in none.
+    without noise, or with less than `UNSEEN`, it makes about 0. An MLP reads it from bands of the discrete
+    cosine transform of blocks of luminance and colour: noise is in every block, in the high frequencies and as much
+    of it in the quietest blocks, a picture's content is in some, falls off and is in all bands or in none.
     `denoise_tasks/train_noise_level.py` trains the MLP.
 
     Args:
@@ -58,7 +61,8 @@ def estimate_sigma(image: NDArray[np.floating]) -> float:
         hidden = weight @ hidden + bias
         if i < len(layers) - 1:
             hidden = np.maximum(hidden, 0)
-    return float(SCALE * np.expm1(max(hidden[0], 0.0)) / 255)
+    level = SCALE * np.expm1(max(hidden[0], 0.0))
+    return float(np.sqrt(max(level**2 - UNSEEN**2, 0.0)) / 255)
 
 
 def statistics(image: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -51,6 +51,9 @@ TRIALS = {
     "U-Net (fastMRI), 20 channels, Adam": Trial(
         "unet", {"chans": 20, "num_pool_layers": 3}, "adam", 3e-3
     ),
+    "U-Net (fastMRI), 12 channels, Adam": Trial(
+        "unet", {"chans": 12, "num_pool_layers": 3}, "adam", 3e-3
+    ),
     "DnCNN, Adam": Trial("dncnn", {}, "adam", 1e-3),
     "image-to-image mixer, patch 4, 64 channels": Trial(
         "img2img_mixer", {"patch_size": 4, "embed_dim": 64, "depth": 6, "mlp_ratio": 2}, crop=64

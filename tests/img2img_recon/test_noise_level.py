@@ -47,6 +47,12 @@ def test_photographs_without_noise_have_next_to_none(kind: str) -> None:
     assert max(found.values()) < 1.5, found
 
 
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
+def test_noise_that_nobody_sees_is_left(name: str) -> None:
+    noise = np.random.default_rng(0).normal(0, 1.2 / 255, photograph(name).shape)
+    assert estimate_sigma((photograph(name) + noise).astype(np.float32)) == 0
+
+
 def test_drawings_without_noise_have_none() -> None:
     y, x = np.mgrid[:200, :300] / 300
     checks = (np.indices((200, 300)) // 20).sum(axis=0) % 2 * 0.6 + 0.2
