@@ -75,7 +75,7 @@ def map_whole_crops(network: nn.Module, crop_size: int, margin: int) -> None:
 
 
 class DenoisingModule(pl.LightningModule):
-    """Trains with the (weighted) mean squared error on images in [0, 1].
+    """Trains with the mean squared or absolute error, which the level may weigh, on images in [0, 1].
 
     Args:
         network: maps noisy images (B, C, H, W) of any size to denoised ones; it is told the noise level in
@@ -147,12 +147,13 @@ class DenoisingModule(pl.LightningModule):
         if self.protocol == "paper":
             output = output.clamp(0, 1)
         error = (output - clean)[..., self.inside, self.inside]
-        error = error.abs() if self.loss == "absolute" else error.square()
-        if self.loss != "mse":
-            # So that every level counts about alike: the mean error grows with the level's root.
-            weight = level / 255 + 0.01
-            error = error / (weight**0.5 if self.loss == "absolute" else weight)
-        loss = error.mean()
+        # Squared errors grow with the level, absolute ones with its root: so every level counts about alike.
+        if self.loss == "absolute":
+            loss = (error.abs() / (level / 255 + 0.01) ** 0.5).mean()
+        elif self.loss == "level":
+            loss = (error.square() / (level / 255 + 0.01)).mean()
+        else:
+            loss = error.square().mean()
         self.log("train_loss", loss.detach(), prog_bar=True, batch_size=len(clean))
         return loss
 

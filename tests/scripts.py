@@ -61,7 +61,7 @@ def _script(words: list[str], folder: str, environment: dict[str, str], files: l
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
     # Scripts that start pools and loaders do so as in an interpreter that somebody started.
-    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    multiprocessing.current_process()._config["daemon"] = False
     multiprocessing.set_start_method(None, force=True)
     os.chdir(folder)
     os.environ.clear()

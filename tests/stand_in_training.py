@@ -92,5 +92,5 @@ class WaitingJob(TrainingJob):
                 time.sleep(0.05)
             original(self, trainer, *rest)
 
-        RunCheckpoints.on_train_batch_end = patient  # type: ignore[method-assign]
+        RunCheckpoints.on_train_batch_end = patient
         super().train(folder)

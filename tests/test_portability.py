@@ -102,7 +102,7 @@ def test_every_script_starts_without_what_windows_lacks(script):
 def test_no_module_names_what_posix_alone_has():
     # Also inside of functions, which importing does not run.
     for module in modules():
-        file = importlib.util.find_spec(module).origin  # type: ignore[union-attr]
+        file = importlib.util.find_spec(module).origin
         for line in Path(str(file)).read_text(encoding="utf-8").splitlines():
             words = line.replace(",", " ").split()
             if words[:1] in (["import"], ["from"]):

@@ -86,6 +86,12 @@ class ValidateUncompiled(Callback):
         """Call what was compiled."""
         torch.compiler.set_stance("default")
 
+    def on_exception(
+        self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """As at the end: the stance is the whole process's."""
+        self.on_validation_end(trainer, module)
+
 
 def _devices(given: str) -> str | int | list[int]:
     if given == "auto":

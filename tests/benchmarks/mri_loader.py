@@ -90,7 +90,7 @@ def passes(loader: DataLoader) -> float:
 def largest_difference(theirs: Dataset, ours: Dataset) -> float:
     """Largest difference of the two inputs over the first slices, relative to the image's maximum."""
     worst = 0.0
-    for index in range(min(4, len(ours))):  # type: ignore[arg-type]
+    for index in range(min(4, len(ours))):
         reference, sample = theirs[index], ours[index]
         if isinstance(sample, KspaceSample):
             kspace = spread_columns(sample.samples[None], sample.mask[None])[0].numpy()

@@ -165,7 +165,7 @@ def reconstructed(method: str, given: Slice, value: float) -> np.ndarray:
         )
         image = recon.run()
     else:
-        image = solve(problem, method, value)  # type: ignore[arg-type]
+        image = solve(problem, method, value)
     return given.magnitude(problem.scale * problem.maps * image)
 
 

@@ -912,7 +912,7 @@ def test_camera_file_with_a_second_view(tmp_path: Path) -> None:
     assert np.abs(picture.pixels - smooth() / np.float32(255)).mean() < 0.02
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # decoders warn of what is damaged
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "w.png", "a.tif", "w.tif", "a.webp", "a.avif"])
 def test_damaged_files_are_read_or_refused(tmp_path: Path, name: str) -> None:
     """Whatever is done to a file: a picture that can be written again, or one line that names it."""

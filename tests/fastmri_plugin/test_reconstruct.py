@@ -47,7 +47,7 @@ def run(tiny_data, tmp_path_factory) -> Path:
 
 def flags(data: Path, **given: object) -> SplitFlags:
     common = {"challenge": "singlecoil", "data_path": data, "progress": False}
-    return SplitFlags(**{**common, "accelerator": "cpu", **given})  # type: ignore[arg-type]
+    return SplitFlags(**{**common, "accelerator": "cpu", **given})
 
 
 def words(data: Path, *more: object) -> list[str]:

@@ -56,7 +56,7 @@ def test_torch_jit_trace_runs_at_another_batch_size(net: nn.Module, batch: int) 
 @pytest.mark.parametrize(
     "net", [name for name in NETWORKS if name != "window_mixer"], indirect=True
 )
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # the exporter warns of its own old parts
 def test_onnx_with_a_dynamic_batch(net: nn.Module, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -27,7 +27,7 @@ def transposed_mlp(mlp: AxisMLP, x: Tensor, axis: int) -> Tensor:
 
 def small_mixer(token_mixing: str = "mlp") -> Img2ImgMixer:
     torch.manual_seed(0)
-    return Img2ImgMixer((24, 16), 3, 2, 4, 10, 2, 3, token_mixing)  # type: ignore[arg-type]
+    return Img2ImgMixer((24, 16), 3, 2, 4, 10, 2, 3, token_mixing)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, 3, -1])
@@ -79,7 +79,7 @@ def test_mixer_layer_order_is_height_width_then_channels() -> None:
 
 def test_unknown_token_mixing_is_named() -> None:
     with pytest.raises(ValueError, match="'conv'"):
-        MixerLayer((4, 4), 5, 2, "conv")  # type: ignore[arg-type]
+        MixerLayer((4, 4), 5, 2, "conv")
 
 
 def test_patch_embed_is_the_strided_convolution() -> None:

@@ -77,7 +77,7 @@ def resolved(network: str) -> type:
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_options_are_those_of_the_imported_class(network: str) -> None:
-    constructor = resolved(network).__init__  # type: ignore[misc]
+    constructor = resolved(network).__init__
     hints = typing.get_type_hints(constructor)
     arguments = list(inspect.signature(constructor).parameters.values())[1:]
     options = constructor_options(network)
@@ -91,7 +91,7 @@ def test_options_are_those_of_the_imported_class(network: str) -> None:
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_grid_divisor_is_that_of_the_imported_class(network: str) -> None:
-    assert class_attribute(network, "grid_divisor", 1) == resolved(network).grid_divisor  # type: ignore[attr-defined]
+    assert class_attribute(network, "grid_divisor", 1) == resolved(network).grid_divisor
 
 
 @pytest.fixture
