@@ -63,5 +63,9 @@ def test_validation_compiles_nothing():
         assert len(compiled) == 1
         layer(torch.rand(6, 4))
         assert len(compiled) == 2
+        callback.on_validation_start(None, None)
+        callback.on_exception(None, None, KeyboardInterrupt())
+        layer(torch.rand(7, 4))
+        assert len(compiled) == 3
     finally:
         torch.compiler.reset()
