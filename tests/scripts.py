@@ -13,10 +13,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 HEAVY = ["torch", "pytorch_lightning", "fastmri", "fastmri.data", "fastmri.pl_modules", "h5py"]
 HEAVY += ["skimage.metrics", "scipy.ndimage", "matplotlib.pyplot", "rich.table", "tensorboard"]
+SAID = ("out", "err")  # files: the standard output and the standard error
 
 
 def run_script(
@@ -28,31 +30,35 @@ def run_script(
 ) -> subprocess.CompletedProcess[str]:
     """What `python WORDS` does, with what it says."""
     line = [str(word) for word in words]
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return subprocess.run(
-            [sys.executable, *line],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-            cwd=cwd,
-            env=env,
-        )
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(HEAVY)
     with tempfile.TemporaryDirectory() as folder:
-        files = [str(Path(folder, name)) for name in ("out", "err")]
-        arguments = (line, os.fspath(cwd or os.getcwd()), dict(env or os.environ), files)
-        process = context.Process(target=_script, args=arguments)
-        process.start()
+        process = start_script(line, Path(folder), cwd=cwd, env=env)
         process.join(timeout)
         if process.is_alive():
             process.kill()
             process.join()
             raise subprocess.TimeoutExpired(line, timeout)
-        said = [Path(file).read_text(errors="replace") for file in files]
+        said = [Path(folder, name).read_text(errors="replace") for name in SAID]
     assert process.exitcode is not None
     return subprocess.CompletedProcess(line, process.exitcode, *said)
+
+
+def start_script(
+    words: Sequence[object],
+    said: Path,
+    *,
+    cwd: Path | str | None = None,
+    env: Mapping[str, str] | None = None,
+) -> BaseProcess:
+    """The process of `python WORDS`, which has begun; the files SAID of the folder hold what it says."""
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if forks else "spawn")
+    context.set_forkserver_preload(HEAVY)
+    files = [str(said / name) for name in SAID]
+    line = [str(word) for word in words]
+    arguments = (line, os.fspath(cwd or os.getcwd()), dict(env or os.environ), files)
+    process = context.Process(target=_script, args=arguments)
+    process.start()
+    return process
 
 
 def _script(words: list[str], folder: str, environment: dict[str, str], files: list[str]) -> None:

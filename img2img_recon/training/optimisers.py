@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 # Layers whose matrices touch pixels or places rather than features; Muon is not for them.
 ENDS = {"patch_embed", "patch_expand", "pos_embed", "output", "head"}
 REST_SHARE = 0.1  # AdamW's rate beside Muon's
-WARM_UP, COOL_DOWN = 0.01, 0.3  # shares of a budget in which the rate rises and falls
+WARM_UP = 0.01  # share of a budget in which the rate rises
 
 
 class Muon(torch.optim.Optimizer):
@@ -111,9 +111,14 @@ def one_cycle(optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler
     )
 
 
-def budget_share(share: float) -> float:
-    """The rate as a share of the highest, when `share` of the budget is used: up, constant, down to 0."""
-    return max(0.0, min(1.0, 0.01 + share / WARM_UP, (1 - share) / COOL_DOWN))
+def budget_share(share: float, cool_down: float = 0.3) -> float:
+    """The rate as a share of the highest, when `share` of the budget is used: up, constant, down to 0.
+
+    Args:
+        share: of the budget, what is used.
+        cool_down: of the budget, the last part, in which the rate falls linearly.
+    """
+    return max(0.0, min(1.0, 0.01 + share / WARM_UP, (1 - share) / cool_down))
 
 
 class Budget(Callback):
@@ -124,14 +129,18 @@ class Budget(Callback):
 
     Args:
         minutes: the time.
+        cool_down: its last part, as a share of it, in which the rate falls.
     """
 
-    def __init__(self, minutes: float) -> None:
+    def __init__(self, minutes: float, cool_down: float = 0.3) -> None:
         self.seconds, self.used, self.mark = 60 * minutes, 0.0, 0.0
+        self.cool_down = cool_down
 
     def schedule(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The rate by the time used, as Lightning takes it."""
-        schedule = LambdaLR(optimizer, lambda _: budget_share(self.used / self.seconds))
+        schedule = LambdaLR(
+            optimizer, lambda _: budget_share(self.used / self.seconds, self.cool_down)
+        )
         return {"scheduler": schedule, "interval": "step"}
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

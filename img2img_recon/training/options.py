@@ -82,6 +82,9 @@ class TrainingFlags:
         help="train for so many minutes instead of epochs; the rate falls at their end",
         group="training",
     )
+    cool_down: OpenUnitInterval = flag(
+        0.3, help="of --budget_min, the last part, in which the rate falls", group="training"
+    )
     ema: OpenUnitInterval | None = flag(
         None,
         help="validate and keep an average of the weights with this decay, 0.999 say",

@@ -134,7 +134,7 @@ def make_trainer(
     """
     quiet_lightning()
     devices = _devices(config.devices)
-    budget = [Budget(config.budget_min)] if config.budget_min else []
+    budget = [Budget(config.budget_min, config.cool_down)] if config.budget_min else []
     averages = [AverageWeights(config.ema)] if config.ema else []
     own: list[Callback] = [
         SeedEachBatch(config.seed),

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +15,7 @@ from img2img_recon.support.errors import InputError
 from img2img_recon.trained import load_checkpoint
 from img2img_recon.training import trainer as trainer_module
 from img2img_recon.training.runner import report_nothing, run_task
+from tests.scripts import run_script, start_script
 
 PROJECT = Path(__file__).resolve().parents[2]
 TINY = {"patch_size": 4, "embed_dim": 8, "depth": 1, "mlp_ratio": 1}
@@ -35,21 +32,13 @@ def words(data: Path, run_dir: Path, challenge: str = "singlecoil", *more: str) 
     ]
 
 
-def start(flags: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(PROJECT / "fastmri_plugin/train.py"), *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+SCRIPT = PROJECT / "fastmri_plugin/train.py"
 
 
 def finish(flags: list[str]) -> str:
-    process = start(flags)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
+    done = run_script([SCRIPT, *flags])
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -63,20 +52,21 @@ def assert_same_weights(first: Path, second: Path) -> None:
         assert torch.equal(a[name], b[name]), name
 
 
-def kill_when(process: subprocess.Popen[str], file: Path, changes: int, delay_s: float) -> bool:
-    """SIGKILL after the file has changed so often; False when the process ended before."""
+def kill_when(flags: list[str], said: Path, file: Path, changes: int, delay_s: float) -> bool:
+    """Start, and SIGKILL after the file has changed so often; False when the process ended before."""
+    process = start_script([SCRIPT, *flags], said)
     seen, count = None, 0
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
-        if process.poll() is not None:
+        if not process.is_alive():
             return False
         stamp = file.stat().st_mtime_ns if file.exists() else None
         if stamp is not None and stamp != seen:
             seen, count = stamp, count + 1
             if count >= changes:
                 time.sleep(delay_s)
-                process.send_signal(signal.SIGKILL)
-                process.communicate()
+                process.kill()
+                process.join()
                 return True
         time.sleep(0.005)
     raise AssertionError("the run neither saved nor ended")
@@ -106,7 +96,7 @@ def test_killed_and_resumed_run_ends_with_the_weights_of_an_unbroken_one(
     last = tmp_path / "broken" / "checkpoints" / "last.ckpt"
     kills = 0
     for changes, delay_s in kill_at:
-        kills += kill_when(start(broken), last, changes, delay_s)
+        kills += kill_when(broken, tmp_path, last, changes, delay_s)
     assert kills >= min(2, len(kill_at)), "the run ended before it could be killed"
     finish(broken)
 

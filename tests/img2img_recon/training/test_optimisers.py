@@ -79,6 +79,19 @@ def test_the_rate_rises_stays_and_ends_at_nothing():
     assert max(shares) == shares[20] == shares[700] == 1
     assert shares[850] == pytest.approx(0.5)
     assert shares[1000] == 0 == budget_share(1.5)
+    assert budget_share(0.1, 0.9) == 1
+    assert budget_share(0.55, 0.9) == pytest.approx(0.5)
+
+
+def test_a_budget_s_schedule_falls_over_the_part_that_it_was_given():
+    budget, (weight,) = Budget(1, cool_down=0.5), nn.Linear(1, 1, bias=False).parameters()
+    optimizer = torch.optim.SGD([weight], lr=2.0)
+    schedule = budget.schedule(optimizer)["scheduler"]
+    for used, rate in ((30, 2), (45, 1), (60, 0)):
+        budget.used = used
+        optimizer.step()
+        schedule.step()
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
 
 
 def test_a_budget_goes_on_from_the_time_that_was_used(monkeypatch):
