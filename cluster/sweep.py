@@ -58,6 +58,16 @@ class Command:
         return shipped if is_name and not self.sweep.exists() and shipped.exists() else self.sweep
 
     @property
+    def name(self) -> str:
+        """The sweep's name, by its file where that can be read; nothing is expanded for it."""
+        from cluster.document import read_document
+
+        try:
+            return str(read_document(self.file).content.get("name") or self.file.stem)
+        except InputError:
+            return self.file.stem
+
+    @property
     def key(self) -> str:
         """A hash of all texts that the sweep is made of."""
         texts = [json.dumps(self.set or ())]
@@ -84,7 +94,7 @@ class Command:
 
     def with_stored_flags(self) -> Command:
         """This command with the `--set` that the sweep was submitted with, unless it has its own."""
-        stored = self.folder_of(self.file.stem).stored() or {}
+        stored = self.folder_of(self.name).stored() or {}
         return replace(self, set=tuple(stored.get("set") or ())) if self.set is None else self
 
     def submitted(self) -> tuple[Sweep, SweepFolder]:
@@ -99,7 +109,7 @@ class Command:
         from cluster.runs import restored_sweep
 
         full = self.with_stored_flags()
-        guess = self.folder_of(self.file.stem)
+        guess = self.folder_of(self.name)
         stored = guess.stored()
         if stored is not None and stored.get("key") == full.key:
             return restored_sweep(stored, self.file), guess
@@ -216,8 +226,13 @@ class Cancel(Command):
         """Cancel."""
         from cluster.submission import cancel
 
-        sweep, folder = self.submitted()
-        print(f"cancelled {cancel(folder, sweep.ids)} runs")
+        folder = self.folder_of(self.name)
+        stored = folder.stored()
+        if stored is None or (self.file.is_file() and stored.get("name") != self.name):
+            raise InputError(f"--folder: {folder.path} is not the folder of sweep {self.name}")
+        # Of every submission: a run that the file no longer holds is in the queue all the same.
+        every = {run_id: None for one in folder.submissions() for run_id in one.jobs}
+        print(f"cancelled {cancel(folder, list(every))} runs")
 
 
 @dataclass(frozen=True, kw_only=True)

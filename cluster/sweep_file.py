@@ -15,8 +15,9 @@ flags) and `resources` of its own, `zip` may hold columns `tags.NAME`; `needs: [
 that the site file or `--set` must bring. A site file (`cluster_site.yaml`, or `--site`) may hold `resources`
 and, per task, flags under `base`; the sweep file has the last word.
 
-An id is the hash of the task and of the flags that differ from their defaults, without those that may change
-between a run and its continuation. The defaults that a task settles later (`Task.resolve`) are not in it, so
+An id is the hash of the task and of the flags that differ from their defaults, without those that change no
+result (`NOT_IDENTITY`). Data and devices count, though a run may go on with others: of a sweep they tell two runs
+apart. The defaults that a task settles later (`Task.resolve`) are not in it, so
 that neither a new flag nor a folder that only one machine names makes a run another one.
 """
 

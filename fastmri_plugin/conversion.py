@@ -13,6 +13,7 @@ from fastmri_plugin.headers import DEFAULT_VOXEL_MM, Header, write_header
 from fastmri_plugin.kspace import centred_fft, centred_ifft, check_finite, crop_size, target_of
 from fastmri_plugin.readers import open_scan
 from fastmri_plugin.readers.scan import Scan
+from fastmri_plugin.slices import is_undersampled, measured_samples
 from fastmri_plugin.volumes import write_volume
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import writable_folder
@@ -84,17 +85,18 @@ def _coil_maps(config: ConvertConfig, size: tuple[int, int]) -> np.ndarray | Non
 
 
 def _acquired_columns(kspace: np.ndarray, name: str) -> tuple[int, int]:
-    """Find the first and one-past-last column that holds samples, none of them all zero."""
+    """The first and one-past-last column that holds samples, of k-space (slices, coils, H, W) without gaps."""
     used = np.flatnonzero((kspace != 0).any(axis=tuple(range(kspace.ndim - 1))))
     width = kspace.shape[-1]
     if len(used) == 0:
         raise InputError(f"{name}: all samples are zero")
     left, right = int(used[0]), int(used[-1]) + 1
-    if len(used) < right - left:
-        raise InputError(
-            f"{name}: {right - left - len(used)} of the columns {left} to {right - 1} are "
-            "zero; a target needs fully sampled k-space (reconstruct.py takes what is undersampled)"
-        )
+    for number, one in enumerate(kspace):
+        if is_undersampled(measured_samples(one)):
+            raise InputError(
+                f"{name}: slice {number} is undersampled; a target needs fully sampled k-space "
+                "(reconstruct.py takes what is undersampled)"
+            )
     if not left <= width // 2 < right:
         raise InputError(f"{name}: no samples at the centre, column {width // 2} of {width}")
     return left, right

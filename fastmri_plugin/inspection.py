@@ -61,7 +61,8 @@ def check_needs(info: VolumeInfo, needs: Collection[Need]) -> None:
                 dataset_in(volume, TARGET_KEYS[info.challenge], "target")
         if info.mask_source == "samples":
             raise InputError(
-                "single samples of the kspace are missing, masks are of whole columns; reconstruct.py FILE takes it"
+                "single samples of the kspace are missing, or columns of their own in each slice; masks are of whole "
+                "columns of a volume; reconstruct.py FILE takes it"
             )
         if "full" in needs and info.has_mask:
             found = "stores a mask" if info.mask_source == "stored" else "is undersampled"
@@ -229,7 +230,7 @@ class _Inspection:
             self.notes.append("its mask keeps every column, so masks are drawn as for others")
         if not is_undersampled(pattern):
             return None, 0
-        if pattern.ndim == 2:
+        if pattern.ndim == 2 or self._differs_by_slice(pattern):
             return "samples", 0
         sampled = int(pattern.sum())
         self.notes.append(
@@ -237,6 +238,12 @@ class _Inspection:
             "samples are its mask"
         )
         return "zeros", sampled
+
+    def _differs_by_slice(self, pattern: np.ndarray) -> bool:
+        """Whether the first or the last slice, where they hold samples, has others than the middle one."""
+        kspace = self.volume["kspace"]
+        ends = [columns_with_samples(kspace, index) for index in (0, kspace.shape[0] - 1)]
+        return any(end.any() and not np.array_equal(end, pattern) for end in ends)
 
     def _acceleration(self) -> float | None:
         found, said = acceleration_of(self.volume), attribute(self.volume, "acceleration")

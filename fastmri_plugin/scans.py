@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,12 +66,22 @@ def reconstruct_scans(
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """Names of the results, without endings unless they would be the same."""
+    """Names of the results, without endings or folders unless they would be the same.
+
+    Raises:
+        InputError: two are the same with both.
+    """
     short = []
     for path in paths:
         name = path.name.removesuffix(".gz")
         short.append(Path(name).stem if path.is_file() else name)
-    return [n if short.count(n) == 1 else p.name for n, p in zip(short, paths, strict=True)]
+    for longer in (lambda path: path.name, lambda path: f"{path.parent.name}_{path.name}"):
+        counts = Counter(short)
+        short = [n if counts[n] == 1 else longer(p) for n, p in zip(short, paths, strict=True)]
+    twice, count = Counter(short).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{count} scans would be written as {twice}; give them one at a time")
+    return short
 
 
 @dataclass

@@ -180,7 +180,7 @@ class TargetFile:
     def narrow_size(self, target: np.ndarray) -> tuple[int, int] | None:
         """(h, w) of the image by its k-space, in the target's file or, in a frozen split, beside it, if at all."""
         own = self.path.resolve()
-        for path in (own, own.parents[2] / own.parent.name / own.name):
+        for path in (own, own.parent.parent.parent / own.parent.name / own.name):
             if path.is_file():
                 with open_volume(path) as volume:
                     if "kspace" in volume:

@@ -8,7 +8,9 @@ to the volume's image size, in the intensity units of its k-space.
 from __future__ import annotations
 
 import io
+import lzma
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +40,8 @@ CHECKED_SLICES = 5
 ORDER_MARGIN = 0.02
 # A fixed date makes equal reconstructions equal archives.
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)
+# What zipfile raises of a damaged member, by its compression.
+DAMAGED = (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -313,7 +317,7 @@ def check_submission(
             try:
                 content = archive.read(name)
             # zipfile raises RuntimeError for a password, and its NotImplementedError for a compression it lacks.
-            except (OSError, zipfile.BadZipFile, RuntimeError) as error:
+            except (OSError, RuntimeError, *DAMAGED) as error:
                 problems.append(f"{name}: cannot be read from the archive ({error})")
                 continue
             found, count = _member_problems(content, expected[name], mask_of)

@@ -202,11 +202,17 @@ def stored_columns(volume: h5py.File) -> np.ndarray:
     return np.asarray(volume["mask"]).reshape(-1).astype(bool)
 
 
-def columns_with_samples(kspace: h5py.Dataset) -> np.ndarray:
-    """What was measured, by the zeros in a few rows of the middle slice: bool (W,), of single samples (rows, W)."""
+def columns_with_samples(kspace: h5py.Dataset, index: int | None = None) -> np.ndarray:
+    """What was measured, by the zeros in a few rows of a slice: bool (W,), of single samples (rows, W).
+
+    Args:
+        kspace: (slices, ..., H, W).
+        index: of the slice; default: the middle one.
+    """
+    index = kspace.shape[0] // 2 if index is None else index
     top = max(kspace.shape[-2] // 2 - ROWS_WITH_SAMPLES // 2, 0)
     rows = slice(top, top + ROWS_WITH_SAMPLES)
-    part = as_complex(kspace[(kspace.shape[0] // 2, ..., rows, slice(None))])
+    part = as_complex(kspace[(index, ..., rows, slice(None))])
     return measured_samples(part.reshape(-1, *part.shape[-2:]))
 
 

@@ -240,7 +240,8 @@ class SlurmQueue:
 def _largest_array() -> int:
     settings = _ask("scontrol", "show", "config")
     limits = [line for line in settings.splitlines() if line.startswith("MaxArraySize")]
-    return int(limits[0].split("=")[1]) - 1 if limits else 1000
+    # Without arrays (0 or 1) one job at a time is handed in.
+    return max(int(limits[0].split("=")[1]) - 1, 1) if limits else 1000
 
 
 def _take_back(mark: str) -> None:

@@ -37,7 +37,11 @@ def scan_of(path: Path, arrays: dict[str, Any], flags: ReadFlags, **how: Any) ->
     """
 
     def per_slice(key: str | None, flag_name: str) -> np.ndarray | None:
-        return None if key is None else np.asarray(pick(arrays, key, flag_name)[()])
+        if key is None:
+            return None
+        values = np.asarray(pick(arrays, key, flag_name)[()])
+        # MATLAB has no vectors, only rows and columns.
+        return values.reshape(-1) if values.size in values.shape else values
 
     ids = per_slice(flags.group_key, "--group_key")
     scale = per_slice(flags.scale_key, "--scale_key")

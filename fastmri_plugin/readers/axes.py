@@ -107,6 +107,8 @@ def arranged(
         names[names.index("partitions")] = "slices"
         notes.append("partitions (3-D): transformed to slices")
     size = dict(zip(names, shape, strict=True))
+    if "complex" in size and data.dtype.kind == "c":
+        raise InputError("--axes: names complex, but the array is complex already")
     if size.get("complex", 2) != 2:
         raise InputError(f"--axes: complex has {size['complex']} entries, expected 2")
     chosen = {"echoes": _within(flags.echo or 0, size.get("echoes", 1), "--echo")}

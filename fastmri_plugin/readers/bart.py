@@ -49,7 +49,7 @@ def open_scan(path: Path, flags: ReadFlags, stack: ExitStack) -> Scan:
         )
     data = np.memmap(data_file, "<c8", mode="r", shape=shape, order="F")
     if flags.axes is not None:
-        return arranged(data_file, data.squeeze(), flags)
+        return arranged(data_file, data.squeeze(), flags, kind="kspace")
     plane = [axis for axis in (READ_OUT, PHASE_1, PHASE_2) if shape[axis] > 1] or [READ_OUT]
     plane = plane if len(plane) > 1 else [READ_OUT, PHASE_1]
     names = dict(zip(plane, ("rows", "columns", "partitions"), strict=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,39 +37,80 @@ def open_scan(path: Path, flags: ReadFlags, stack: ExitStack) -> Scan:
         if path.is_dir()
         else [path]
     )
-    headers = [(dcmread(item, stop_before_pixels=True), item) for item in paths]
-    headers = [pair for pair in headers if "Rows" in pair[0] and "Columns" in pair[0]]
-    if not headers:
+    files = [(dcmread(item, stop_before_pixels=True), item) for item in paths]
+    files = [pair for pair in files if "Rows" in pair[0] and "Columns" in pair[0]]
+    if not files:
         raise InputError("no DICOM file with an image")
-    series = {str(header.get("SeriesInstanceUID", "")) for header, _ in headers}
+    series = {str(header.get("SeriesInstanceUID", "")) for header, _ in files}
     if len(series) > 1:
         raise InputError(f"holds {len(series)} series; a folder of one series is read")
-    sizes = {(int(header.Rows), int(header.Columns)) for header, _ in headers}
+    sizes = {(int(header.Rows), int(header.Columns)) for header, _ in files}
     if len(sizes) > 1:
         raise InputError(f"holds images of {len(sizes)} sizes, expected one")
-    headers.sort(key=lambda pair: _place(pair[0]))
-    first = headers[0][0]
-    if int(first.get("SamplesPerPixel", 1)) != 1:
+    if any(int(header.get("SamplesPerPixel", 1)) != 1 for header, _ in files):
         raise InputError("holds colour images, expected one number per pixel")
+    frames = [frame for header, item in files for frame in _frames(header, item)]
+    if len(frames) > len(files) > 1:
+        raise InputError("holds several files of several frames each, expected one such file")
+    frames.sort(key=lambda frame: _place(frame.header))
+    headers = [frame.header for frame in frames]
+    first = headers[0]
+    places = {round(_place(header)[0], 3) for header in headers}
+    if _direction(first) is not None and len(places) < len(headers):
+        raise InputError(
+            f"holds {len(headers)} images at {len(places)} places (echoes, phases or repetitions); "
+            "a series of one image at each place is read"
+        )
     thickness = first.get("SpacingBetweenSlices") or first.get("SliceThickness") or 1.0
-    affine = _affine([header for header, _ in headers], float(thickness))
+    affine = _affine(headers, float(thickness))
     spacing = [float(value) for value in first.get("PixelSpacing") or (1.0, 1.0)]
     # What orders the slices also says how far apart they are.
     step = thickness if affine is None else np.linalg.norm(affine[:3, 2])
-    frames = int(first.get("NumberOfFrames") or 1)
-    if frames > 1 and len(headers) > 1:
-        raise InputError("holds several files of several frames each, expected one such file")
-    shape = (max(frames, len(headers)), *sizes.pop())
     return arranged(
         path,
-        _Pixels([item for _, item in headers], shape, frames),
+        _Pixels(frames, (len(frames), *sizes.pop())),
         flags,
         axes=("slices", "rows", "columns"),
         kind="image",
         voxel_mm=finite_spacing((spacing[0], spacing[1], float(step))),
         affine=affine,
-        acquisition=str(first.get("SeriesDescription", "")),
+        acquisition=str(files[0][0].get("SeriesDescription", "")),
     )
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """One image: what its header says, its file, and its number in it, None of a file of one."""
+
+    header: Any
+    path: Path
+    number: int | None
+
+
+def _frames(header: Any, path: Path) -> list[_Frame]:
+    """The images of a file; enhanced ones keep places, spacing and scale in groups, shared or per frame."""
+    count = int(header.get("NumberOfFrames") or 1)
+    own = header.get("PerFrameFunctionalGroupsSequence") or ()
+    if len(own) != count:
+        return [_Frame(header, path, n if count > 1 else None) for n in range(count)]
+    shared = list(header.get("SharedFunctionalGroupsSequence") or ())
+    return [
+        _Frame(_flat([*shared, groups], n), path, n if count > 1 else None)
+        for n, groups in enumerate(own)
+    ]
+
+
+def _flat(groups: list[Any], number: int) -> Any:
+    """The entries of all functional groups in one header."""
+    from pydicom import Dataset
+
+    flat = Dataset()
+    flat.InstanceNumber = number
+    for group in groups:
+        for element in group:
+            if element.VR == "SQ" and element.value:
+                flat.update(element.value[0])
+    return flat
 
 
 class _Pixels:
@@ -76,16 +118,16 @@ class _Pixels:
 
     dtype = np.dtype(np.float64)
 
-    def __init__(self, paths: list[Path], shape: tuple[int, ...], frames: int) -> None:
-        self.paths, self.shape, self.frames = paths, shape, frames
+    def __init__(self, frames: list[_Frame], shape: tuple[int, ...]) -> None:
+        self.frames, self.shape = frames, shape
 
     def __getitem__(self, where: Any) -> np.ndarray:
-        from pydicom import dcmread
+        from pydicom.pixels import pixel_array
 
-        index = where[0]
-        dataset = dcmread(self.paths[0 if self.frames > 1 else index])
-        pixels = dataset.pixel_array[index] if self.frames > 1 else dataset.pixel_array
-        slope, intercept = dataset.get("RescaleSlope", 1), dataset.get("RescaleIntercept", 0)
+        frame = self.frames[where[0]]
+        pixels = pixel_array(frame.path, index=frame.number)
+        slope = frame.header.get("RescaleSlope", 1)
+        intercept = frame.header.get("RescaleIntercept", 0)
         return (pixels * float(slope) + float(intercept))[where[1:]]
 
 

@@ -21,6 +21,8 @@ SUFFIXES: tuple[str, ...] = (".h5", ".hdf5", ".mrd")
 NOISE, CALIBRATION, CALIBRATION_AND_IMAGING, REVERSE = 19, 20, 21, 22
 # Navigation, phase correction, feedback (two kinds), dummies, surface-coil correction, phase stabilisation (two).
 NOT_IMAGING = (23, 24, 26, 27, 28, 29, 30, 31)
+# Slices are evenly apart up to this share of their distance.
+UNEVEN = 0.05
 # Counters whose first value is taken, in the words of a note.
 CHOSEN = {"phase": "cardiac phases", "set": "sets"}
 
@@ -90,11 +92,21 @@ class _Raw:
         if int(np.prod(size, dtype=object)) * 8 > MAX_SLICE_BYTES:
             raise InputError(f"header: (partitions, coils, x, y) = {size} is too large to be true")
         self.imaging = imaging
-        self.slices = np.unique(self.heads["idx"]["slice"][imaging])
+        self.slices = self._slices_by_place()
         _, y, z = encoding.encoded
         self.columns = self._places("kspace_encode_step_1", y, encoding.center[0])
         self.partitions = self._places("kspace_encode_step_2", z, encoding.center[1])
         self.whiten = self._whitening()
+
+    def _slices_by_place(self) -> np.ndarray:
+        """Numbers of the slices along their normal: scanners may count them as they measure them."""
+        numbers = self.heads["idx"]["slice"][self.imaging]
+        slices, first = np.unique(numbers, return_index=True)
+        heads = self.heads[self.imaging[first]]
+        along = heads["position"].astype(float) @ heads["slice_dir"][0].astype(float)
+        signs = np.sign(np.diff(along.round(3)))
+        # In order already, one way or the other, or in no known places.
+        return slices if len(set(signs)) < 2 else slices[np.argsort(along, kind="stable")]
 
     def _places(self, counter: str, count: int, center: int | None) -> np.ndarray:
         """Where the acquisitions lie in the matrix along a phase encoding of so many lines."""
@@ -225,7 +237,7 @@ class _Raw:
             self.notes.append(f"read-out oversampling removed: {x} to {rows} rows")
         measured = np.zeros((z, y), bool)
         measured[self.partitions[self.imaging], self.columns[self.imaging]] = True
-        mask = np.asarray(measured.any(axis=0))
+        mask = self._mask(measured)
         count = len(self.slices)
         read: Any = lambda index: self.matrix(int(self.slices[index]))[0]  # noqa: E731 - replaced below for 3-D
         if z > 1:
@@ -237,12 +249,22 @@ class _Raw:
             shape=(count, self.num_coils, rows, y),
             read=read,
             recon_size=size,
-            mask=None if mask.all() else mask,
+            mask=mask,
             voxel_mm=self.encoding.voxel_mm,
             affine=self._affine(size, count),
             acquisition=self.encoding.protocol,
             notes=tuple(self.notes),
         )
+
+    def _mask(self, measured: np.ndarray) -> np.ndarray | None:
+        """Columns that every slice has; None if they are all, or of each slice its own, which its zeros say."""
+        numbers = self.heads["idx"]["slice"][self.imaging]
+        mask = measured.any(axis=0)
+        for number in self.slices:
+            own = np.isin(np.arange(len(mask)), self.columns[self.imaging[numbers == number]])
+            if not np.array_equal(own, mask):
+                return None
+        return None if mask.all() else mask
 
     def _partitions(self, measured: np.ndarray) -> np.ndarray:
         if len(self.slices) > 1:
@@ -259,21 +281,23 @@ class _Raw:
         """From (column, row, slice) to RAS mm; the file's positions are slices' centres, in LPS."""
         spacing = self.encoding.voxel_mm
         numbers = self.heads["idx"]["slice"][self.imaging]
-        ends = [
-            self.heads[self.imaging[numbers == k][0]] for k in (self.slices[0], self.slices[-1])
-        ]
+        heads = [self.heads[self.imaging[numbers == k][0]] for k in self.slices]
         axes = [
-            np.asarray(ends[0][name], dtype=float)
+            np.asarray(heads[0][name], dtype=float)
             for name in ("phase_dir", "read_dir", "slice_dir")
         ]
         directions = np.stack(axes, axis=1)
         if spacing is None or not np.allclose(directions.T @ directions, np.eye(3), atol=1e-2):
             return None
         steps = directions * np.array([spacing[1], spacing[0], spacing[2]])
-        centre = np.asarray(ends[0]["position"], dtype=float)
-        if len(self.slices) > 1:
-            apart = (np.asarray(ends[1]["position"], dtype=float) - centre) / (len(self.slices) - 1)
-            steps[:, 2] = apart if np.linalg.norm(apart) > 0 else steps[:, 2]
+        places = np.stack([np.asarray(head["position"], dtype=float) for head in heads])
+        centre = places[0]
+        if len(places) > 1:
+            apart = (places[-1] - centre) / (len(places) - 1)
+            distance = np.linalg.norm(apart)
+            if not np.allclose(np.diff(places, axis=0), apart, atol=UNEVEN * distance):
+                return None
+            steps[:, 2] = apart if distance > 0 else steps[:, 2]
         middle = np.array([size[1] // 2, size[0] // 2, count // 2 if len(self.slices) == 1 else 0])
         affine = np.eye(4)
         affine[:3, :3], affine[:3, 3] = steps, centre - steps @ middle

@@ -44,15 +44,16 @@ class Trial:
     crop: int = 128
     loss: str = "squared"
     ema: bool = True
+    clip: float | None = None
 
 
 TRIALS = {
     "window mixer, as shipped": Trial(),
     "U-Net (fastMRI), 20 channels, Adam": Trial(
-        "unet", {"chans": 20, "num_pool_layers": 3}, "adam", 3e-3
+        "unet", {"chans": 20, "num_pool_layers": 3}, "adam", 2e-2, clip=0.1
     ),
     "U-Net (fastMRI), 12 channels, Adam": Trial(
-        "unet", {"chans": 12, "num_pool_layers": 3}, "adam", 3e-3
+        "unet", {"chans": 12, "num_pool_layers": 3}, "adam", 2e-2, clip=0.1
     ),
     "DnCNN, Adam": Trial("dncnn", {}, "adam", 1e-3),
     "image-to-image mixer, patch 4, 64 channels": Trial(
@@ -166,7 +167,7 @@ def train(
         return {"PSNR (dB)": score(network, held_out, config.sigma)}
 
     trained, report = train_for(
-        config.seconds, network, loss, scored, trial.optimizer, trial.lr, trial.ema
+        config.seconds, network, loss, scored, trial.optimizer, trial.lr, trial.ema, trial.clip
     )
     return cast(Network, trained), report
 

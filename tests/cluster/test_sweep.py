@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from cluster import submission
 from cluster.launch import main as launch
+from cluster.sweep import SWEEPS_FOLDER, Status
 from cluster.sweep import main as sweep
+from cluster.sweep_file import read_sweep
+from cluster.sweep_folder import SweepFolder
 from tests.cluster.cases import PROJECT, complaint, make
 
 
@@ -80,6 +84,35 @@ def test_the_default_queue_is_slurm(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     sweep(["submit", "smoke", "--dry_run"])
     assert "#SBATCH --array" in capsys.readouterr().out
+
+
+def test_a_sweep_is_found_by_the_name_in_its_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path, [0, 1])
+    file = (tmp_path / "case.yaml").rename(tmp_path / "my.yaml")
+    flags = ("max_epochs=3",)
+    ids = read_sweep(file, None, flags).ids
+    SweepFolder(SWEEPS_FOLDER / "case").claim("case", "mri", {"set": flags})
+    found, folder = Status(sweep=file).submitted()
+    assert found.ids == ids
+    assert folder.path == SWEEPS_FOLDER / "case"
+
+
+def test_cancel_takes_what_was_submitted_whatever_the_file_holds_now(tmp_path, monkeypatch):
+    first, folder = make(tmp_path, [0, 1])
+    folder.claim("case", "mri", {})
+    folder.add_submission("local", dict.fromkeys(first.ids, "1"), {})
+    make(tmp_path, [7])
+    asked = []
+    monkeypatch.setattr(submission, "cancel", lambda _, ids: asked.append(ids) or 2)
+    words = ["cancel", tmp_path / "case.yaml", "--folder", folder.path]
+    sweep([str(word) for word in words])
+    (tmp_path / "case.yaml").unlink()
+    sweep([str(word) for word in words])
+    assert asked == [list(first.ids)] * 2
+    folder.claim("case", "mri", {})
+    (tmp_path / "case.yaml").write_text("name: other")
+    assert "not the folder of sweep other" in complaint(sweep, *words)
 
 
 def test_slurm_is_named_in_one_place():

@@ -144,11 +144,15 @@ def test_kspace_is_stored_as_it_is_and_its_empty_edges_are_in_the_header(tmp_pat
     np.testing.assert_allclose(arrays["reconstruction_esc"], expected, atol=1e-5)
     (info,) = list_volumes(path.parent, "singlecoil")
     assert info.acquired_columns == (2, 17)
-    kspace[..., 8] = 0
-    with pytest.raises(InputError, match="1 of the columns 2 to 16 are zero"):
-        convert(
-            configuration(saved(tmp_path, kspace, "holes.npy"), tmp_path / "out", kind="kspace")
-        )
+    missing = np.ones(kspace.shape, bool)
+    missing[..., 8] = False
+    singles = np.random.default_rng(0).random(kspace.shape) < 0.6
+    each = np.ones(kspace.shape, bool)  # a column of its own in every slice, and none in all
+    each[np.arange(6), :, 4 + np.arange(6)] = False
+    for number, kept in enumerate((missing, singles, each)):
+        source = saved(tmp_path, kspace * kept, f"holes{number}.npy")
+        with pytest.raises(InputError, match="slice 0 is undersampled; a target needs"):
+            convert(configuration(source, tmp_path / "holes", kind="kspace"))
 
 
 @pytest.mark.parametrize("kind", ["image", "kspace"])

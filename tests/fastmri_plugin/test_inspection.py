@@ -293,6 +293,14 @@ def test_undersampled_kspace_is_never_undersampled_again(make):
     make(put("kspace", KSPACE * (np.arange(ROWS * COLUMNS) % 5 < 3).reshape(ROWS, COLUMNS)))
     with pytest.raises(InputError, match=r"file.h5: single samples .* reconstruct.py"):
         list_volumes(path.parent, "singlecoil")
+    shifted = np.stack(
+        [np.roll(mask, n) | (abs(np.arange(COLUMNS) - COLUMNS // 2) < 2) for n in range(3)]
+    )
+    make(put("kspace", KSPACE * shifted[:, None]))
+    with pytest.raises(
+        InputError, match=r"file.h5: .* of their own in each slice; .* reconstruct.py"
+    ):
+        list_volumes(path.parent, "singlecoil")
 
 
 def test_columns_missing_at_the_edge_are_no_undersampling(make):

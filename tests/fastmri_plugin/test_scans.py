@@ -79,6 +79,21 @@ def test_undersampled_without_a_mask_is_said_and_never_masked_again(tmp_path, ca
     assert "taken from the zeros" not in capsys.readouterr().err
 
 
+def test_scans_of_the_same_name_do_not_overwrite_each_other(tmp_path, capsys):
+    scans = [tmp_path / folder / "kspace.npy" for folder in ("one", "two")]
+    for number, scan in enumerate(scans):
+        scan.parent.mkdir()
+        np.save(scan, centred_fft(phantom(coils=2) * (number + 1)))
+    run(*scans, "--out", tmp_path / "out")
+    means = [
+        read_reconstruction(tmp_path / f"out/{name}_kspace.npy.h5").mean()
+        for name in ("one", "two")
+    ]
+    assert means[1] == pytest.approx(2 * means[0])
+    with pytest.raises(InputError, match=r"2 scans would be written as one_kspace\.npy"):
+        run(scans[0], scans[0], "--out", tmp_path / "twice")
+
+
 @pytest.mark.parametrize(("centre", "said"), [(4, "centre is 4 wide"), (10, None)])
 def test_a_narrow_centre_is_said(tmp_path, capsys, centre, said):
     columns = np.arange(32) % 4 == 0

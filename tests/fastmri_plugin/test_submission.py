@@ -196,6 +196,21 @@ def test_a_file_that_is_no_archive_is_refused(split, tmp_path):
         check_submission(tmp_path / "none.zip", infos).raise_if_invalid()
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_member_is_a_problem_and_no_traceback(split, honest, tmp_path, method):
+    _, _, infos, _ = split
+    path = tmp_path / "damaged.zip"
+    with zipfile.ZipFile(honest) as source, zipfile.ZipFile(path, "w", method) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+        start = target.infolist()[0].header_offset
+    content = bytearray(path.read_bytes())
+    content[start + 120 : start + 400] = bytes(range(140)) * 2
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read from the archive"):
+        check_submission(path, infos).raise_if_invalid()
+
+
 def test_the_ratio_bounds_are_where_they_are_said_to_be():
     zero_filled = np.linspace(0, 1, 100).reshape(1, 10, 10)
     assert intensity_ratio(1.9 * zero_filled, zero_filled) == pytest.approx(1.9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,46 @@ def nifti(path: Path, volume: np.ndarray, affine: np.ndarray) -> Path:
     return path
 
 
-def dicom_series(folder: Path, volume: np.ndarray) -> Path:
+def enhanced_dicom(
+    path: Path, volume: np.ndarray, heights: Sequence[float], slopes: Sequence[float]
+) -> Path:
+    """Integer magnitudes (frames, rows, columns), 0.5 x 0.6 mm, axial, in one file; places and slopes by frame."""
+
+    def group(keyword: str, **values: Any) -> pydicom.Dataset:
+        item, outer = pydicom.Dataset(), pydicom.Dataset()
+        for name, value in values.items():
+            setattr(item, name, value)
+        setattr(outer, keyword, [item])
+        return outer
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedMRImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
+    dataset.SOPClassUID = meta.MediaStorageSOPClassUID
+    dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+    dataset.SeriesInstanceUID, dataset.NumberOfFrames = generate_uid(), len(volume)
+    dataset.Rows, dataset.Columns = volume.shape[1:]
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated = dataset.BitsStored = 16
+    dataset.HighBit, dataset.PixelRepresentation = 15, 0
+    shared = group("PixelMeasuresSequence", PixelSpacing=[0.5, 0.6], SliceThickness=4)
+    shared.update(group("PlaneOrientationSequence", ImageOrientationPatient=[1, 0, 0, 0, 1, 0]))
+    dataset.SharedFunctionalGroupsSequence = [shared]
+    frames = []
+    for height, slope in zip(heights, slopes, strict=True):
+        place = group("PlanePositionSequence", ImagePositionPatient=[0, 0, height])
+        scale = {"RescaleSlope": slope, "RescaleIntercept": 0}
+        place.update(group("PixelValueTransformationSequence", **scale))
+        frames.append(place)
+    dataset.PerFrameFunctionalGroupsSequence = frames
+    dataset.PixelData = volume.astype("<u2").tobytes()
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def dicom_series(folder: Path, volume: np.ndarray, places: Sequence[float] | None = None) -> Path:
     """Integer magnitudes (slices, rows, columns), 1.5 x 0.75 mm, 4 mm apart, coronal, in files of any order."""
     folder.mkdir()
     series = generate_uid()
@@ -136,7 +176,7 @@ def dicom_series(folder: Path, volume: np.ndarray) -> Path:
         dataset.HighBit, dataset.PixelRepresentation = 15, 0
         dataset.PixelSpacing, dataset.SliceThickness = [1.5, 0.75], 3
         dataset.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
-        dataset.ImagePositionPatient = [-10, 20 + 4 * index, 30]
+        dataset.ImagePositionPatient = [-10, 20 + 4 * (places or range(99))[index], 30]
         dataset.RescaleSlope, dataset.RescaleIntercept = 2, 1
         dataset.PixelData = pixels.astype("<u2").tobytes()
         dataset.save_as(folder / f"IM{(index * 5) % 7}", enforce_file_format=True)

@@ -7,10 +7,12 @@ from typing import ClassVar
 import nibabel
 import numpy as np
 import pytest
+import scipy.io
 
 from fastmri_plugin.flags import ReadFlags
 from fastmri_plugin.kspace import centred_fft, centred_ifft
 from fastmri_plugin.readers import find_scans, open_scan
+from fastmri_plugin.slices import measured_samples
 from img2img_recon.support.errors import InputError
 from tests.fastmri_plugin.readers import files
 
@@ -150,6 +152,46 @@ def test_raw_positions_become_the_affine(tmp_path):
     np.testing.assert_allclose(scan.affine[:3, 0], [-2, 0, 0])
 
 
+@pytest.mark.parametrize(
+    ("places", "order", "even"),
+    [
+        ((3, 9, 0, 6, 12), (2, 0, 3, 1, 4), True),  # counted as they were measured
+        ((12, 9, 6, 3, 0), (0, 1, 2, 3, 4), True),
+        ((0, 3, 6, 20, 23), (0, 1, 2, 3, 4), False),
+        ((0, 0, 0, 0, 0), (0, 1, 2, 3, 4), True),
+    ],
+)
+def test_raw_slices_lie_by_their_positions(tmp_path, places, order, even):
+    kspace = files.random_complex(5, 2, 16, 8)
+    lines = files.raw_lines(kspace)
+    for line in lines:
+        line["fields"] = {
+            "read_dir": (0.0, 1.0, 0.0),
+            "phase_dir": (1.0, 0.0, 0.0),
+            "slice_dir": (0.0, 0.0, 1.0),
+            "position": (0.0, 0.0, float(places[line["idx"]["slice"]])),
+        }
+    found, scan = whole(files.raw(tmp_path / "raw.h5", lines, files.header(16, 8, frx=16, rx=16)))
+    np.testing.assert_allclose(found, kspace[list(order)], atol=1e-6)
+    assert (scan.affine is not None) == even
+    if even and any(places):
+        middles = [(scan.affine @ [4, 8, index, 1])[2] for index in range(5)]
+        np.testing.assert_allclose(middles, [places[number] for number in order], atol=1e-5)
+
+
+def test_raw_slices_with_columns_of_their_own_have_no_mask_for_all(tmp_path):
+    kspace = files.random_complex(2, 3, 16, 12)
+    lines = files.raw_lines(kspace[:1], range(0, 12, 2))
+    more = files.raw_lines(kspace[1:], range(0, 12, 3))
+    for line in more:
+        line["idx"]["slice"] = 1
+    xml = files.header(16, 12, frx=16, rx=16)
+    found, scan = whole(files.raw(tmp_path / "raw.h5", [*lines, *more], xml))
+    assert scan.mask is None
+    measured = [measured_samples(one).tolist() for one in found]
+    assert measured == [[c % 2 == 0 for c in range(12)], [c % 3 == 0 for c in range(12)]]
+
+
 def test_raw_that_is_not_cartesian_is_refused(tmp_path):
     xml = files.header(16, 8, trajectory="radial")
     path = files.raw(tmp_path / "raw.h5", files.raw_lines(files.random_complex(1, 2, 16, 8)), xml)
@@ -188,6 +230,46 @@ def test_dicom_series_is_sorted_by_place(tmp_path):
     np.testing.assert_allclose(scan.affine[:3, 1], [0, 0, -1.5])
     (first,) = [p for p in (tmp_path / "series").iterdir() if p.name == "IM0"]
     assert whole(first)[1].shape == (1, 1, 16, 12)
+
+
+def test_enhanced_dicom_says_place_spacing_and_scale_of_every_frame(tmp_path):
+    volume = np.random.default_rng(0).integers(0, 4000, (3, 16, 12))
+    path = files.enhanced_dicom(tmp_path / "e.dcm", volume, heights=(8, 0, 4), slopes=(1, 2, 3))
+    found, scan = whole(path)
+    images = np.abs(centred_ifft(found))[:, 0]
+    expected = [slope * volume[n] for n, slope in ((1, 2), (2, 3), (0, 1))]
+    np.testing.assert_allclose(images, expected, rtol=1e-4, atol=0.1)
+    assert scan.voxel_mm == (0.5, 0.6, 4)
+    np.testing.assert_allclose(scan.affine @ [0, 0, 2, 1], [0, 0, 8, 1])
+
+
+def test_a_dicom_series_of_echoes_is_refused(tmp_path):
+    volume = np.random.default_rng(0).integers(0, 4000, (4, 16, 12))
+    files.dicom_series(tmp_path / "series", volume, places=(0, 0, 1, 1))
+    with pytest.raises(InputError, match="4 images at 2 places"):
+        whole(tmp_path / "series")
+
+
+def test_axes_named_of_a_bart_pair_keep_it_kspace(tmp_path):
+    pair = files.bart(tmp_path / "scan", KSPACE[:1])
+    found, scan = whole(pair, axes=("rows", "columns", "coils"))
+    np.testing.assert_array_equal(found, KSPACE[:1])
+    assert scan.kind == "kspace"
+    with pytest.raises(InputError, match="complex already"):
+        whole(pair, axes=("rows", "columns", "complex"))
+
+
+def test_matlab_vectors_are_rows_or_columns(tmp_path):
+    arrays = {"image": np.ones((4, 6, 5)), "ids": np.array([[1, 1, 2, 2]]), "by": np.ones((4, 1))}
+    scipy.io.savemat(tmp_path / "v.mat", arrays)
+    given = {
+        "key": "image",
+        "axes": ("slices", "rows", "columns"),
+        "group_key": "ids",
+        "scale_key": "by",
+    }
+    _, scan = whole(tmp_path / "v.mat", **given)
+    assert scan.volume_ids == ("1", "1", "2", "2")
 
 
 @pytest.mark.parametrize(
