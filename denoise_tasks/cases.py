@@ -11,7 +11,7 @@ import numpy as np
 from denoise_tasks.noise import noise_seed, noisy_copy, prepare_clean
 from denoise_tasks.pairs import Pair, list_pairs
 from denoise_tasks.picture_folders import list_pictures
-from denoise_tasks.pictures import read_picture
+from denoise_tasks.pictures import read_picture, read_spanned
 from denoise_tasks.pixel_store import with_channels
 from denoise_tasks.sidd_benchmark import read_validation
 from denoise_tasks.splits import gaussian_split, pairs_split
@@ -46,7 +46,7 @@ def gaussian_case(path: Path, name: str, channels: int, sigma: float, protocol: 
     """A picture with noise of a level in [0, 255] units, made of 1 or 3 channels; `paper` seeds it by the name."""
 
     def load() -> CleanAndNoisy:
-        pixels = with_channels(read_picture(path).pixels, channels)
+        pixels = with_channels(read_spanned(path).pixels, channels)
         with named(str(path)):
             clean = prepare_clean(pixels, protocol)
         return clean, noisy_copy(clean, sigma, protocol, noise_seed(protocol, name))
@@ -58,7 +58,8 @@ def pair_case(pair: Pair, channels: int) -> Case:
     """A whole photograph with real noise."""
 
     def load() -> CleanAndNoisy:
-        clean, noisy = (read_picture(path).pixels for path in (pair.clean, pair.noisy))
+        clean = read_spanned(pair.clean, pair.noisy).pixels
+        noisy = read_spanned(pair.noisy, pair.clean).pixels
         return with_channels(clean, channels), with_channels(noisy, channels)
 
     return Case(pair.name, load, None, "pairs")

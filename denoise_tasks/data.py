@@ -281,9 +281,10 @@ def pair_images(config: TrainConfig, report: Report, track: Track) -> RunImages:
     train = [pair for pair in train if pair.noisy in kept]
     report(f"validating on the scenes {', '.join(sorted({pair.scene for pair in val}))}")
 
-    def store(paths: Sequence[Path]) -> PixelStore:
+    def store(paths: Sequence[Path], companions: Sequence[Path]) -> PixelStore:
         return open_store(
             paths,
+            companions=companions,
             root=folder,
             channels=config.channels,
             centre_size=PAIRS_CENTRE,
@@ -292,8 +293,8 @@ def pair_images(config: TrainConfig, report: Report, track: Track) -> RunImages:
         )
 
     def stores(pairs: Sequence[Pair]) -> tuple[PixelStore, PixelStore]:
-        clean = store([pair.clean for pair in pairs])
-        noisy = store([pair.noisy for pair in pairs])
+        two = [pair.clean for pair in pairs], [pair.noisy for pair in pairs]
+        clean, noisy = store(*two), store(*two[::-1])
         if not clean.broken and not noisy.broken:
             return clean, noisy
         # A pair with one picture is none.

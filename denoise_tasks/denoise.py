@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from denoise_tasks.noise import Image
     from denoise_tasks.pictures import Picture
 
-# A picture in which no noise is found is denoised as if it had this little, of 255 grey levels.
-LEAST_SIGMA = 0.05
 EXIT_SOME_BROKEN = 1  # all others are done
 
 
@@ -141,7 +139,9 @@ def to_stderr(line: str) -> None:
 
 def in_image_units(sigma: float | None) -> float | None:
     """A picture's noise as methods take it."""
-    return None if sigma is None else max(sigma, LEAST_SIGMA) / 255
+    from denoise_tasks.noise import LEAST_SIGMA, image_units
+
+    return None if sigma is None else image_units(max(sigma, LEAST_SIGMA))
 
 
 def levels(
@@ -250,7 +250,7 @@ def denoise_benchmark(config: DenoiseConfig) -> Path:
     method = config.make()
     if method.in_chans not in (None, 3):
         raise InputError(f"--model: {config.model} takes grey pictures, the benchmark is in colour")
-    if method.task not in (None, "pairs"):
+    if method.trained_levels is not None:
         print(
             f"warning: {method.name} was trained on Gaussian noise, the benchmark has real noise",
             file=sys.stderr,
@@ -265,7 +265,8 @@ def denoise_benchmark(config: DenoiseConfig) -> Path:
             in_image_units(255 * estimate_sigma(block) if config.sigma == "auto" else config.sigma)
             for block in blocks
         ]
-        denoised[image] = sidd.to_bytes(np.stack(method.denoise_many(blocks, sigmas)))
+        before, after = np.stack(blocks), np.stack(method.denoise_many(blocks, sigmas))
+        denoised[image] = sidd.to_bytes(before + config.strength * (after - before))
     seconds = time.perf_counter() - begin
     megapixels = noisy[..., 0].size / 2**20  # the board's
     about = {"MethodName": method.name}

@@ -37,6 +37,11 @@ class Denoiser(ABC):
     task: str | None = None
     slow: bool = False
 
+    @property
+    def trained_levels(self) -> tuple[float, float] | None:
+        """Least and greatest sigma of Gaussian noise that its network knows, of 255 grey levels, if any."""
+        return None
+
     @abstractmethod
     def denoise(self, noisy: Image, sigma: float | None) -> Image:
         """Denoise one picture.

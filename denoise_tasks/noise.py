@@ -21,6 +21,8 @@ from img2img_recon.support.errors import InputError
 from img2img_recon.support.seeds import seed_of
 
 PAPER_CROP = 256
+# A picture in which no noise is found is denoised as if it had this little, of 255 grey levels.
+LEAST_SIGMA = 0.05
 
 Image = NDArray[np.float32]
 Pixels = TypeVar("Pixels", bound=Any)

@@ -27,7 +27,7 @@ from denoise_tasks.picture_metadata import (
     unsupported,
     warn,
 )
-from denoise_tasks.picture_span import Span
+from denoise_tasks.picture_span import Span, extent, joined, span_of
 from img2img_recon.support.errors import InputError, reason
 from img2img_recon.support.files import atomic_path
 
@@ -163,6 +163,25 @@ def read_picture(path: Path) -> Picture:
             pixels.
     """
     return _read(Path(path), open_picture(path))
+
+
+def read_spanned(path: Path, companion: Path | None = None) -> Picture:
+    """`read_picture`, with the span of samples that have fewer bits than their type, as those of cameras.
+
+    Args:
+        path: the file.
+        companion: a picture of the same scene and camera, which has a say in the span.
+
+    Raises:
+        InputError: as `read_picture`, of either file.
+    """
+    picture = read_picture(path)
+    if picture.bits == 8:
+        return picture
+    pictures = [picture] if companion is None else [picture, read_picture(companion)]
+    dtype = picture.samples.dtype
+    extents = [extent(one.samples, path) for one in pictures if one.samples.dtype == dtype]
+    return replace(picture, span=span_of(joined(extents), dtype))
 
 
 def open_picture(path: Path) -> PictureFile:

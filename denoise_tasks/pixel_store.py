@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from denoise_tasks.noise import centre
-from denoise_tasks.pictures import read_picture
+from denoise_tasks.pictures import read_spanned
 from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import cache_dir, locked, make_folder_once, write_json
 from img2img_recon.support.progress import Track, silent
@@ -21,7 +21,7 @@ from img2img_recon.support.progress import Track, silent
 T = TypeVar("T")
 R = TypeVar("R")
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 PIXELS, INDEX = "pixels.u8", "index.json"
 # ITU-R BT.601: how bright the eye sees red, green and blue.
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
@@ -84,6 +84,7 @@ def open_store(
     root: Path,
     channels: int,
     centre_size: int | None = None,
+    companions: Sequence[Path] | None = None,
     on_broken: Callable[[str], None] = lambda message: None,
     track: Track = silent,
 ) -> PixelStore:
@@ -97,6 +98,7 @@ def open_store(
         root: folder that the stored names are relative to.
         channels: 1 or 3; see `with_channels`.
         centre_size: keep the central square of this side; None keeps whole images.
+        companions: of every file, one of the same scene; see `read_spanned`.
         on_broken: told what cannot be decoded and was left out, each time the store is opened.
         track: progress over the files.
 
@@ -112,13 +114,15 @@ def open_store(
         ],
         "channels": channels,
         "centre_size": centre_size,
+        "companions": [str(path.resolve()) for path in companions or ()],
     }
+    beside = dict(zip(paths, companions or (), strict=companions is not None))
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
     cache = cache_dir("pixels")
 
     def decode(path: Path) -> np.ndarray | str:
         try:
-            picture = read_picture(path)
+            picture = read_spanned(path, beside.get(path))
             # Bytes need no detour through floats, unless colours are mixed.
             direct = picture.bits == 8 and picture.samples.shape[2] <= channels
             pixels = with_channels(picture.samples if direct else picture.pixels, channels)

@@ -13,7 +13,7 @@ import numpy as np
 
 from denoise_tasks.cases import Case
 from denoise_tasks.methods import Denoiser
-from denoise_tasks.noise import clip_and_round, image_units, oracle_sigma
+from denoise_tasks.noise import LEAST_SIGMA, clip_and_round, image_units, oracle_sigma
 from img2img_recon.metrics import image_scores
 from img2img_recon.noise_level import estimate_sigma
 from img2img_recon.perceptual_metrics import LABELS, Score, settings
@@ -185,7 +185,8 @@ def _sigma(
     if not method.needs_sigma:
         return None
     if source == "estimated":
-        return estimate_sigma(noisy)
+        # Methods take no noise for an error.
+        return max(estimate_sigma(noisy), image_units(LEAST_SIGMA))
     if source == "oracle" or case.sigma is None:
         return oracle_sigma(noisy, clean)
     return image_units(case.sigma)

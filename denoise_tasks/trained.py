@@ -55,7 +55,7 @@ class TrainedDenoiser(Denoiser):
 
     @property
     def trained_levels(self) -> tuple[float, float] | None:
-        """Least and greatest sigma of its training, of 255 grey levels; None for real noise."""
+        """See `Denoiser.trained_levels`; None also for real noise."""
         own = self.trained_sigma
         if own is None:
             return None
@@ -121,10 +121,22 @@ class ShippedDenoiser(Denoiser):
 
     def denoise(self, noisy: Image, sigma: float | None) -> Image:
         """See `Denoiser.denoise`."""
-        name = default_name(bool((noisy == noisy[..., :1]).all()))
+        return self._network(bool((noisy == noisy[..., :1]).all())).denoise(noisy, sigma)
+
+    def _network(self, grey: bool) -> TrainedDenoiser:
+        name = default_name(grey)
         if name not in self.opened:
             self.opened[name] = load_run(name, **self.options)
-        return self.opened[name].denoise(noisy, sigma)
+        return self.opened[name]
+
+    @property
+    def trained_levels(self) -> tuple[float, float] | None:
+        """Those of the network for colour; the one for grey has the same."""
+        return self._network(grey=False).trained_levels
+
+    def level_warning(self, sigma: float, how: str) -> str | None:
+        """See `Denoiser.level_warning`."""
+        return self._network(grey=False).level_warning(sigma, how)
 
 
 def load_run(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -120,13 +121,31 @@ def _denoised(
     network = model if isinstance(model, nn.Module) else _loaded(model)
     if (getattr(network, "description", None) or {}).get("task") == "mri":
         raise InputError("model: a network of the task mri; allowed: those that denoise")
-    bound_tiles(network.to(target), tile, target)
-    with torch.no_grad():
+    # A caller's own network is given back as it was.
+    with torch.no_grad(), _as_it_was(network) if network is model else nullcontext():
+        bound_tiles(network.eval().to(target), tile, target)
         clean = clean_images(network, batch.to(target), levels.to(target)).to(batch.device)
     clean = torch.lerp(batch, clean, strength)
     if white != 1:
         clean = (clean * white).round_().clamp_(0, white)
     return clean.to(image.dtype)
+
+
+@contextmanager
+def _as_it_was(network: nn.Module) -> Iterator[None]:
+    """Bring back a network's device, the mode of its modules and their tiles."""
+    home = next((weights.device for weights in network.parameters()), None)
+    names = ("training", "tile", "max_tiles_per_batch")
+    kept = [
+        (part, {name: vars(part)[name] for name in names if name in vars(part)})
+        for part in network.modules()
+    ]
+    try:
+        yield
+    finally:
+        network.to(home)
+        for part, values in kept:
+            vars(part).update(values)
 
 
 @lru_cache(maxsize=2)

@@ -259,7 +259,7 @@ class _Raw:
     def _mask(self, measured: np.ndarray) -> np.ndarray | None:
         """Columns that every slice has; None if they are all, or of each slice its own, which its zeros say."""
         numbers = self.heads["idx"]["slice"][self.imaging]
-        mask = measured.any(axis=0)
+        mask = np.asarray(measured.any(axis=0))
         for number in self.slices:
             own = np.isin(np.arange(len(mask)), self.columns[self.imaging[numbers == number]])
             if not np.array_equal(own, mask):

@@ -56,6 +56,10 @@ class ShuffledBatches:
         self.sampler = _EpochHolder()
         self.groups = groups
 
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning tells it a sampler; of a batch sampler it tells it the attribute `sampler`."""
+        self.sampler.set_epoch(epoch)
+
     def __len__(self) -> int:
         total = sum(-(-len(group) // self.batch_size) for group in self.groups)
         return -(-total // self.world_size)

@@ -144,7 +144,11 @@ class Budget(Callback):
         return {"scheduler": schedule, "interval": "step"}
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """End at once where the time was over when the run was broken off."""
+        """End at once where the time was over when the run was broken off.
+
+        The clock starts here for an epoch that is resumed, which begins without `on_train_epoch_start`.
+        """
+        self.mark = time.perf_counter()
         trainer.should_stop = self.used >= self.seconds
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -161,9 +165,10 @@ class Budget(Callback):
             self.used = trainer.strategy.broadcast(self.used)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
-        """Lightning validates and ends the epoch when it is told to stop."""
+        """Lightning validates, if the epoch is one to validate after, and ends it when it is told to stop."""
         if self.used >= self.seconds:
             trainer.should_stop = True
+            trainer.check_val_every_n_epoch = 1
 
     def state_dict(self) -> dict[str, Any]:
         """The time used."""
@@ -175,10 +180,11 @@ class Budget(Callback):
 
 
 class StretchSchedule(Callback):
-    """A run that goes on with more epochs takes its place in the longer one-cycle schedule."""
+    """A run that goes on with more epochs, or other devices, takes its place in the other one-cycle schedule."""
 
     def __init__(self) -> None:
         self.shorter: int | None = None
+        self.per_epoch: int | None = None
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -193,13 +199,26 @@ class StretchSchedule(Callback):
         """Set the rate, which a checkpoint brings from the shorter schedule."""
         for config in trainer.lr_scheduler_configs:
             schedule = config.scheduler
-            if isinstance(schedule, OneCycleLR) and self.shorter not in (
-                None,
-                schedule.total_steps,
-            ):
-                # One step back and on again: `get_lr` is for `step` alone.
-                schedule.last_epoch -= 1
-                schedule.step()
+            if not isinstance(schedule, OneCycleLR):
+                continue
+            per_epoch = schedule.total_steps // (trainer.max_epochs or 1)
+            before, self.per_epoch = self.per_epoch, per_epoch
+            if before not in (None, per_epoch):
+                # Another number of processes takes other steps for an epoch.
+                schedule.last_epoch = round(schedule.last_epoch * per_epoch / (before or 1))
+            elif self.shorter in (None, schedule.total_steps):
+                continue
+            # One step back and on again: `get_lr` is for `step` alone.
+            schedule.last_epoch -= 1
+            schedule.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimiser steps of an epoch."""
+        return {"per_epoch": self.per_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What it was."""
+        self.per_epoch = state_dict["per_epoch"]
 
 
 class AverageWeights(Callback):

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from img2img_recon.support.errors import InputError
-from img2img_recon.support.files import locked, writable_folder, write_json
+from img2img_recon.support.files import TEMPORARY, locked, writable_folder, write_json
 
 RECORDED_PACKAGES = (
     "torch",
@@ -201,9 +201,9 @@ class RunFolder:
                 self._record(changes)
                 # A recipe's halving that lies in the past stays where it was.
                 kept = {key: stored[key] for key in ("halve_at_epoch",) if key in changes}
-                write_json(self.config_file, wanted | kept)
                 if "max_epochs" in changes:
                     self.metrics_file.unlink(missing_ok=True)
+                write_json(self.config_file, wanted | kept)
             return changes
         own = ("environment.json",)  # left behind by a run killed while it claimed the folder
         if self.path.is_dir() and any(
@@ -225,7 +225,9 @@ class RunFolder:
         if key == "max_epochs":
             return None not in (old, new) and new > old
         if key == "halve_at_epoch":
-            return bool(old) and bool(new) and "max_epochs" in changes
+            # The same longer run once more asks for the same later halving.
+            asked = [one["changed"].get(key) for one in self._environment().get("continued", ())]
+            return bool(old) and bool(new) and ("max_epochs" in changes or [old, new] in asked)
         if key == "init":
             return None not in (old, new) and old.split("@")[-1] == new.split("@")[-1]
         if key == "data_path":
@@ -249,7 +251,7 @@ class RunFolder:
 
     def remove_leftovers(self) -> None:
         """Delete temporaries that killed writers left; only for who holds the lock."""
-        for leftover in self.path.rglob(".*.*.*"):
+        for leftover in self.path.rglob(f"{TEMPORARY}*"):
             if leftover.is_file():
                 leftover.unlink()
 

@@ -168,8 +168,8 @@ class Task(ABC, Generic[ConfigT, PreparedT]):
             key: value
             for key, value in asdict(config).items()
             if key not in (*NOT_IDENTITY, *self.not_identity)
-            # A run without it is the run that it was before there was such a flag.
-            and (key, value) != ("init", None)
+            # A run without them is the run that it was before there were such flags.
+            and (key, value) not in (("init", None), ("cool_down", 0.3))
         }
         return {"task": self.name} | {key: plain(value) for key, value in content.items()}
 

@@ -543,6 +543,13 @@ def test_sidd_benchmark(
         capsys.readouterr()
         denoise.main(["--validate-submission", str(out)])
         assert "valid submission" in capsys.readouterr().out
+    assert "warning" not in capsys.readouterr().err
+    half = ("--out", tmp_path / "half.csv", "--strength", 0.5)
+    run("--sidd_benchmark", tmp_path / "noisy.mat", *half)
+    assert np.abs(sidd.read_submission(tmp_path / "half.csv") - 127.5).max() < 1
+    fake(lambda x: 1 - x, sigma=25, task="denoising")
+    run("--sidd_benchmark", tmp_path / "noisy.mat", "--out", tmp_path / "gaussian.csv")
+    assert "trained on Gaussian noise" in capsys.readouterr().err
     fake(in_chans=1, sigma=None, task="pairs")
     with pytest.raises(InputError, match="grey"):
         run("--sidd_benchmark", tmp_path / "noisy.mat", "--out", tmp_path / "grey.csv")

@@ -521,6 +521,8 @@ def test_the_packages_networks_are_told_the_noise_and_chosen_by_picture(colour, 
     method = make_method("denoise-color", accelerator="cpu")
     assert (method.name, method.in_chans, method.needs_sigma) == ("denoise-color", 3, True)
     assert method.level_warning(75, "given") is None
+    assert ShippedDenoiser().trained_levels == (0, 75)
+    assert "noise will be left" in str(ShippedDenoiser().level_warning(100, "given"))
     assert "trained for 0 to 75: noise will be left" in str(method.level_warning(95, "estimated"))
     noise = np.random.default_rng(0).normal(0, 0.1, colour.shape).astype(np.float32)
     both = ShippedDenoiser(accelerator="cpu")

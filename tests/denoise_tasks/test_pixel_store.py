@@ -35,6 +35,20 @@ def test_the_cache_holds_what_pillow_decodes(folder):
     assert opened(folder, centre_size=20).shapes == [(20, 20, 3)] * 6
 
 
+def test_samples_of_twelve_bits_in_sixteen_keep_their_levels(tmp_path):
+    ramp = np.linspace(0, 4095, 64 * 64).round().astype(np.uint16).reshape(64, 64)
+    for folder, image in (("bright", ramp), ("dark", ramp // 16)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(image).save(tmp_path / folder / "1.png")
+    bright, dark = tmp_path / "bright/1.png", tmp_path / "dark/1.png"
+    stored = opened(tmp_path / "bright", channels=1).image(0)
+    assert (stored.min(), stored.max()) == (0, 255)
+    np.testing.assert_allclose(stored[..., 0], ramp / 4095 * 255, atol=0.51)
+    # A companion of the same scene tells how bright the dark one is.
+    of_pair = pixel_store.open_store([dark], root=tmp_path, channels=1, companions=[bright])
+    np.testing.assert_allclose(of_pair.image(0)[..., 0], ramp // 16 / 4095 * 255, atol=0.51)
+
+
 def test_the_cache_is_made_anew_when_a_file_changes(tmp_path):
     Image.new("RGB", (20, 20), (10, 20, 30)).save(tmp_path / "x.png")
     first = opened(tmp_path)

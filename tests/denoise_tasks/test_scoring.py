@@ -65,6 +65,15 @@ def test_what_methods_are_told():
         assert low / 255 <= method.told[0] <= high / 255
         assert other.told == [None]
     method = Recorder("method")
+    flat = np.full((64, 64, 3), 0.5, np.float32)
+    score_cases(
+        "t",
+        [Case("flat", lambda: (flat, flat), 25, "standard")],
+        [method],
+        sigma_source="estimated",
+    )
+    assert 0 < method.told[0] < 1 / 255, "methods take no noise for an error"
+    method = Recorder("method")
     score_cases("t", some_cases(1, None, "pairs"), [method])
     assert method.told[0] == pytest.approx(25 / 255, rel=0.05), "real noise: the oracle"
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import img2img_recon
 from img2img_recon import InputError, build_model, denoise, load
 from img2img_recon.denoising import bound_tiles, default_name
+from img2img_recon.networks.window_mixer import WindowMixer
+from img2img_recon.wrappers import AnySize
 
 CLEAN = (data.astronaut()[:96, 180:290] / 255).astype(np.float32)
 SIGMA = 25 / 255
@@ -235,3 +237,19 @@ def test_a_network_for_other_images_is_refused() -> None:
     network = build_model("window_mixer_tiny", in_chans=2, out_chans=2)
     with pytest.raises(InputError, match="a picture of 3 and a network of 2 channels"):
         img2img_recon.denoise(NOISY, 0.1, model=network)
+
+
+def test_a_network_that_is_lent_comes_back_as_it_was() -> None:
+    network = load("denoise-color").train()
+    (tiled,) = [part for part in network.modules() if isinstance(part, WindowMixer)]
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    tiled.tile = None
+    denoise(NOISY, SIGMA, model=network, tile=64)
+    assert network.training
+    assert tiled.training
+    assert tiled.tile is None
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    averages = AnySize(build_model("dncnn", in_chans=3, out_chans=3, depth=3))
+    counts = {name: value.clone() for name, value in averages.named_buffers()}
+    denoise(NOISY, SIGMA, model=averages)
+    assert all(torch.equal(value, counts[name]) for name, value in averages.named_buffers())

@@ -113,8 +113,9 @@ def test_what_a_killed_writer_leaves_is_found_and_removed(tmp_path, name):
         process.kill()
     assert leftover.exists()
     assert leftover.name.startswith(".")
+    (tmp_path / ".env.local.txt").write_text("a user's")
     RunFolder(tmp_path).remove_leftovers()
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == [".env.local.txt"]
 
 
 WRITERS = {

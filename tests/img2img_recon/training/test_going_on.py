@@ -24,7 +24,10 @@ def test_more_epochs_other_devices_and_moved_data_go_on_and_are_recorded(tmp_pat
     run.claim(longer, data=DATA)
     assert run.config() == longer | {"halve_at_epoch": 3}
     assert not run.metrics_file.exists()
-    (step,) = json.loads(run.environment_file.read_text())["continued"]
+    # The same longer run once more, where it was broken off.
+    assert run.claim(longer, data=DATA) == {"halve_at_epoch": [3, 6]}
+    assert run.config() == longer | {"halve_at_epoch": 3}
+    step, _ = json.loads(run.environment_file.read_text())["continued"]
     assert step["changed"]["data_path"] == ["/a", "/b"]
     moved = RunFolder(run.path.rename(tmp_path / "renamed"))
     assert moved.claim(longer | {"halve_at_epoch": 3}, data=DATA) == {}

@@ -108,8 +108,8 @@ def test_a_budget_goes_on_from_the_time_that_was_used(monkeypatch):
 
     now[0] = 5000.0  # another process, much later
     second.load_state_dict(first.state_dict())
+    # Lightning tells of no start of an epoch that is resumed in its middle.
     second.on_train_start(trainer, None)
-    second.on_train_epoch_start(trainer, None)
     now[0] += 26
     second.on_before_optimizer_step(trainer, None, None)
     second.on_train_batch_end(trainer, None)
@@ -173,10 +173,45 @@ def test_a_run_that_goes_on_with_more_epochs_takes_its_place_in_the_longer_sched
     callback.on_load_checkpoint(None, None, checkpoint)
     resumed.load_state_dict(short.state_dict())
     resumed_schedule.load_state_dict(checkpoint["lr_schedulers"][0])
-    trainer = SimpleNamespace(lr_scheduler_configs=[SimpleNamespace(scheduler=resumed_schedule)])
+    trainer = SimpleNamespace(
+        lr_scheduler_configs=[SimpleNamespace(scheduler=resumed_schedule)], max_epochs=4
+    )
     callback.on_train_start(trainer, None)
     for _ in range(10):
         assert resumed.param_groups[0]["lr"] == pytest.approx(long.param_groups[0]["lr"])
         for optimizer, schedule in ((long, long_schedule), (resumed, resumed_schedule)):
             optimizer.step()
             schedule.step()
+
+
+@pytest.mark.parametrize(("before", "after"), [(100, 50), (50, 100)])
+def test_other_devices_leave_the_place_in_the_schedule(before, after):
+    """Ten epochs, of which six are done when the number of processes changes, and the steps of an epoch with it."""
+
+    def scheduled(steps: int):
+        optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=0.1)
+        return optimizer, one_cycle(optimizer, steps)
+
+    def trainer(schedule):
+        return SimpleNamespace(
+            lr_scheduler_configs=[SimpleNamespace(scheduler=schedule)], max_epochs=10
+        )
+
+    first, schedule = scheduled(before)
+    callback = StretchSchedule()
+    callback.on_train_start(trainer(schedule), None)
+    for _ in range(before * 6 // 10):
+        first.step()
+        schedule.step()
+    checkpoint = {"lr_schedulers": [schedule.state_dict()]}
+    resumed, again = scheduled(after)
+    other = StretchSchedule()
+    other.on_load_checkpoint(None, None, checkpoint)
+    other.load_state_dict(callback.state_dict())
+    again.load_state_dict(checkpoint["lr_schedulers"][0])
+    other.on_train_start(trainer(again), None)
+    assert resumed.param_groups[0]["lr"] == pytest.approx(first.param_groups[0]["lr"], rel=0.03)
+    for _ in range(after * 4 // 10 - 1):
+        resumed.step()
+        again.step()
+    assert resumed.param_groups[0]["lr"] < 0.01
