@@ -146,9 +146,11 @@ def test_identity_says_what_the_run_is():
         GAUSSIAN.identity(replace(config, num_workers=9, skip_small=False, run=Path("r")))
         == content
     )
+    # A run of a release before a flag is the same run with its default.
+    assert not {"init", "cool_down"} & content.keys()
     plain = GAUSSIAN.identity(resolved(data_path="photos", residual=False))
     assert plain["wrapper"] == "plain"
-    for change in ({"seed": 1}, {"sigma": 25.0}, {"data_path": Path("other")}):
+    for change in ({"seed": 1}, {"sigma": 25.0}, {"data_path": Path("other")}, {"cool_down": 0.5}):
         assert GAUSSIAN.identity(replace(config, **change)) != content
     folder = GAUSSIAN.default_run(config, content)
     assert folder.name.startswith("gaussian-30-img2img_mixer-")
