@@ -59,19 +59,27 @@ def add_noise(
 def map_whole_crops(network: nn.Module, crop_size: int, margin: int) -> None:
     """Have window mixers map training crops without padding.
 
+    Only they may be trained with a margin: to another network the edge of a crop is the edge of an image, of which it
+    would never learn.
+
     Raises:
-        InputError: crops that are no whole number of windows, or all margin.
+        InputError: another network, crops that are no whole number of windows, or all margin.
     """
     if 2 * margin >= crop_size:
         raise InputError(f"--crop_margin: given {margin}, nothing is left of crops of {crop_size}")
-    for part in network.modules():
-        if isinstance(part, WindowMixer):
-            unit = part.size_unit
-            if crop_size % unit or crop_size < 2 * unit:
-                raise InputError(
-                    f"--crop_size: given {crop_size}; with --crop_margin a multiple of {unit}, at least {2 * unit}"
-                )
-            part.pads_crops = False
+    mixers = [part for part in network.modules() if isinstance(part, WindowMixer)]
+    if not mixers:
+        raise InputError(
+            f"--crop_margin: given {margin}, allowed: 0, as this network would never learn the edges of images "
+            "(window mixers pad images, not crops)"
+        )
+    for mixer in mixers:
+        unit = mixer.size_unit
+        if crop_size % unit or crop_size < 2 * unit:
+            raise InputError(
+                f"--crop_size: given {crop_size}; with --crop_margin a multiple of {unit}, at least {2 * unit}"
+            )
+        mixer.pads_crops = False
 
 
 class DenoisingModule(pl.LightningModule):

@@ -112,7 +112,7 @@ class TrainConfig(TrainingFlags):
     )
     crop_margin: NonNegativeInt = flag(
         0,
-        help="outer pixels of a crop that do not count; window mixers then map crops without padding",
+        help="outer pixels of a crop that do not count, crops being mapped without padding (window mixers)",
         group="data",
     )
     crops_per_image: PositiveInt | None = flag(

@@ -194,3 +194,12 @@ def test_crops_that_do_not_fit_windows_are_refused(size, margin, message):
     )
     with pytest.raises(InputError, match=message):
         TASKS["gaussian"].module(config)
+
+
+@pytest.mark.parametrize("model", ["unet", "dncnn", "img2img_mixer"])
+def test_networks_that_pad_crops_learn_their_edges(model):
+    """With a margin, a network whose crops end where images end makes noise of images' edges."""
+    words = {"task": "gaussian", "model": model, "crop_size": 64, "crop_margin": 8}
+    config = TASKS["gaussian"].config(words)
+    with pytest.raises(InputError, match="--crop_margin: given 8, allowed: 0"):
+        TASKS["gaussian"].module(TASKS["gaussian"].resolve(config))
