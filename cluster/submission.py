@@ -132,12 +132,20 @@ def cancel(folder: SweepFolder, run_ids: Sequence[str]) -> int:
     """Take the runs that wait or work out of their queues; how many there were.
 
     Raises:
-        InputError: a queue does not answer, or is out of reach from here.
+        InputError: a queue does not answer, or is out of reach from here; after the runs of others were cancelled.
     """
-    states = run_states(folder, run_ids)
-    active = [i for i, state in states.items() if state.state in ("pending", "running")]
     # The newest submission of a run is the one that is in a queue.
-    latest = folder.latest(active)
+    latest = folder.latest(run_ids)
+    count, errors = 0, []
     for word in dict.fromkeys(one.queue for one in latest.values()):
-        make_queue(word).cancel({i: one for i, one in latest.items() if one.queue == word})
-    return len(active)
+        try:
+            states = run_states(folder, [i for i, one in latest.items() if one.queue == word])
+            active = [i for i, state in states.items() if state.state in ("pending", "running")]
+            make_queue(word).cancel({i: latest[i] for i in active})
+        except InputError as error:
+            errors.append(error)
+        else:
+            count += len(active)
+    if errors:
+        raise InputError(f"{errors[0]}; {count} runs of other queues were cancelled")
+    return count

@@ -224,11 +224,16 @@ class Cancel(Command):
 
     def __call__(self) -> None:
         """Cancel."""
+        from cluster.document import read_document
         from cluster.submission import cancel
 
         folder = self.folder_of(self.name)
         stored = folder.stored()
-        if stored is None or (self.file.is_file() and stored.get("name") != self.name):
+        if stored is None:
+            if self.folder is None:
+                read_document(self.file)  # says so if the file is the fault
+            raise InputError(f"{folder.path} is no sweep's folder; submit the sweep first")
+        if self.file.is_file() and stored.get("name") != self.name:
             raise InputError(f"--folder: {folder.path} is not the folder of sweep {self.name}")
         # Of every submission: a run that the file no longer holds is in the queue all the same.
         every = {run_id: None for one in folder.submissions() for run_id in one.jobs}

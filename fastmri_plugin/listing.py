@@ -17,7 +17,7 @@ from img2img_recon.support.errors import InputError
 from img2img_recon.support.files import cache_dir, write_json
 from img2img_recon.support.progress import Track, silent
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 SUFFIXES = (".h5", ".hdf5")
 SHOWN_NOTES = 5
 

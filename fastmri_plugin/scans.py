@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -69,19 +70,23 @@ def _names(paths: list[Path]) -> list[str]:
     """Names of the results, without endings or folders unless they would be the same.
 
     Raises:
-        InputError: two are the same with both.
+        InputError: a scan is given twice.
     """
-    short = []
-    for path in paths:
-        name = path.name.removesuffix(".gz")
-        short.append(Path(name).stem if path.is_file() else name)
-    for longer in (lambda path: path.name, lambda path: f"{path.parent.name}_{path.name}"):
-        counts = Counter(short)
-        short = [n if counts[n] == 1 else longer(p) for n, p in zip(short, paths, strict=True)]
-    twice, count = Counter(short).most_common(1)[0]
-    if count > 1:
-        raise InputError(f"{count} scans would be written as {twice}; give them one at a time")
-    return short
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
+    names = []
+    for path, (*_, name) in zip(paths, parts, strict=True):
+        names.append(Path(name.removesuffix(".gz")).stem if path.is_file() else name)
+    for count in range(1, max(map(len, parts), default=1)):
+        often = Counter(names)
+        names = [
+            n if often[n] == 1 else "_".join(p[1:][-count:])
+            for n, p in zip(names, parts, strict=True)
+        ]
+    often = Counter(names)
+    for path, name in zip(paths, names, strict=True):
+        if often[name] > 1:
+            raise InputError(f"{path} is given {often[name]} times")
+    return names
 
 
 @dataclass

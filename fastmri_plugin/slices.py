@@ -40,8 +40,23 @@ def has_gaps(used: np.ndarray) -> bool:
 
 
 def is_undersampled(measured: np.ndarray) -> bool:
-    """Whether samples are missing between others; what is missing at the edges was never to be measured."""
-    return measured.ndim == 2 or has_gaps(measured)
+    """Whether samples are missing between others; what is missing at the edges was never to be measured.
+
+    Of single samples (H, W) that is a column between others, or more than a tenth of the rows, or of the samples of
+    rows: corners may be cut, and a sample may be zero by chance.
+    """
+    if measured.ndim == 1:
+        return has_gaps(measured)
+    rows = measured.any(axis=1)
+    lines = measured[rows]
+    # How much lies between the first and the last of each row, and of the rows.
+    extents = [np.ptp(np.flatnonzero(line)) + 1 for line in lines]
+    extent = np.ptp(np.flatnonzero(rows)) + 1 if rows.any() else 0
+    return bool(
+        has_gaps(np.any(measured, axis=0))
+        or lines.sum() < WHOLE * sum(extents)
+        or rows.sum() < WHOLE * extent
+    )
 
 
 def slice_function(model: str) -> SliceFunction:

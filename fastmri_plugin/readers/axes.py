@@ -87,9 +87,12 @@ def arranged(
     names, notes = _names(flags, shape, complex_axis, axes, first_fastest, kind)
     said = flags.kind or kind
     held = said or flags.default_kind
-    if complex_axis is not None or "complex" in names:
-        is_complex = True
-    if not is_complex:
+    if is_complex and "complex" in names:
+        raise InputError("--axes: names complex, but the array is complex already")
+    size = dict(zip(names, shape, strict=True))
+    if size.get("complex", 2) != 2:
+        raise InputError(f"--axes: complex has {size['complex']} entries, expected 2")
+    if not is_complex and complex_axis is None and "complex" not in names:
         if said == "kspace":
             raise InputError(
                 f"is real-valued with shape {shape}, k-space is complex; name the axis of its real and "
@@ -103,14 +106,15 @@ def arranged(
         held = "image"
         notes.append(PHASE_ZERO)
     if "partitions" in names:
+        if "complex" in names and held == "kspace":
+            axis = names.index("complex")
+            real, imaginary = np.moveaxis(np.asarray(data[()], np.float64), axis, 0)
+            data = real + 1j * imaginary
+            names.pop(axis)
         data = _without_partitions(data, names, held)
         names[names.index("partitions")] = "slices"
         notes.append("partitions (3-D): transformed to slices")
-    size = dict(zip(names, shape, strict=True))
-    if "complex" in size and data.dtype.kind == "c":
-        raise InputError("--axes: names complex, but the array is complex already")
-    if size.get("complex", 2) != 2:
-        raise InputError(f"--axes: complex has {size['complex']} entries, expected 2")
+    size = dict(zip(names, data.shape, strict=True))
     chosen = {"echoes": _within(flags.echo or 0, size.get("echoes", 1), "--echo")}
     repetitions = size.get("repetitions", 1)
     if flags.repetition is not None:

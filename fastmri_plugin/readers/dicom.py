@@ -16,6 +16,14 @@ from img2img_recon.support.errors import InputError
 
 NAME = "a DICOM series"
 SUFFIXES: tuple[str, ...] = (".dcm", ".ima")
+OF_FRAMES = (
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "RescaleIntercept",
+    "RescaleSlope",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+)
 
 
 def recognises(path: Path) -> bool:
@@ -52,17 +60,16 @@ def open_scan(path: Path, flags: ReadFlags, stack: ExitStack) -> Scan:
     frames = [frame for header, item in files for frame in _frames(header, item)]
     if len(frames) > len(files) > 1:
         raise InputError("holds several files of several frames each, expected one such file")
-    frames.sort(key=lambda frame: _place(frame.header))
+    views = {_view(frame.header) for frame in frames}
+    frames.sort(
+        key=lambda frame: _place(frame.header) if len(views) == 1 else _number(frame.header)
+    )
     headers = [frame.header for frame in frames]
     first = headers[0]
-    places = {round(_place(header)[0], 3) for header in headers}
-    if _direction(first) is not None and len(places) < len(headers):
-        raise InputError(
-            f"holds {len(headers)} images at {len(places)} places (echoes, phases or repetitions); "
-            "a series of one image at each place is read"
-        )
+    _check_places(headers)
     thickness = first.get("SpacingBetweenSlices") or first.get("SliceThickness") or 1.0
-    affine = _affine(headers, float(thickness))
+    # Images of several orientations lie on no common grid.
+    affine = _affine(headers, float(thickness)) if len(views) == 1 else None
     spacing = [float(value) for value in first.get("PixelSpacing") or (1.0, 1.0)]
     # What orders the slices also says how far apart they are.
     step = thickness if affine is None else np.linalg.norm(affine[:3, 2])
@@ -76,6 +83,21 @@ def open_scan(path: Path, flags: ReadFlags, stack: ExitStack) -> Scan:
         affine=affine,
         acquisition=str(files[0][0].get("SeriesDescription", "")),
     )
+
+
+def _check_places(headers: list[Any]) -> None:
+    """Refuse several images of one place.
+
+    Frames of a classic file share its header, which says where the first lies, if any.
+    """
+    if len({id(header) for header in headers}) < len(headers) or _direction(headers[0]) is None:
+        return
+    places = {(_view(header), round(_place(header)[0], 3)) for header in headers}
+    if len(places) < len(headers):
+        raise InputError(
+            f"holds {len(headers)} images at {len(places)} places (echoes, phases or repetitions); "
+            "a series of one image at each place is read"
+        )
 
 
 @dataclass(frozen=True)
@@ -95,20 +117,24 @@ def _frames(header: Any, path: Path) -> list[_Frame]:
         return [_Frame(header, path, n if count > 1 else None) for n in range(count)]
     shared = list(header.get("SharedFunctionalGroupsSequence") or ())
     return [
-        _Frame(_flat([*shared, groups], n), path, n if count > 1 else None)
+        _Frame(_flat(header, [*shared, groups], n), path, n if count > 1 else None)
         for n, groups in enumerate(own)
     ]
 
 
-def _flat(groups: list[Any], number: int) -> Any:
-    """The entries of all functional groups in one header."""
+def _flat(header: Any, groups: list[Any], number: int) -> Any:
+    """What the header says of all frames, and over it the entries of functional groups, but a vendor's own."""
     from pydicom import Dataset
 
     flat = Dataset()
+    for name in OF_FRAMES:
+        if name in header:
+            flat[name] = header[name]
     flat.InstanceNumber = number
     for group in groups:
         for element in group:
-            if element.VR == "SQ" and element.value:
+            # Philips keeps places of its own in them, which differ.
+            if element.VR == "SQ" and element.value and not element.tag.is_private:
                 flat.update(element.value[0])
     return flat
 
@@ -139,12 +165,20 @@ def _direction(header: Any) -> np.ndarray | None:
     return np.stack([*along, np.cross(*along)])
 
 
+def _view(header: Any) -> tuple[float, ...]:
+    return tuple(round(float(value), 2) for value in header.get("ImageOrientationPatient") or ())
+
+
 def _place(header: Any) -> tuple[float, float]:
-    number = float(header.get("InstanceNumber") or 0)
     direction = _direction(header)
     if direction is None:
-        return 0.0, number
-    return float(direction[2] @ np.asarray(header.ImagePositionPatient, dtype=float)), number
+        return 0.0, _number(header)
+    place = float(direction[2] @ np.asarray(header.ImagePositionPatient, dtype=float))
+    return place, _number(header)
+
+
+def _number(header: Any) -> float:
+    return float(header.get("InstanceNumber") or 0)
 
 
 def _affine(headers: list[Any], thickness: float) -> np.ndarray | None:

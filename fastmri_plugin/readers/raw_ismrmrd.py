@@ -23,6 +23,7 @@ NOISE, CALIBRATION, CALIBRATION_AND_IMAGING, REVERSE = 19, 20, 21, 22
 NOT_IMAGING = (23, 24, 26, 27, 28, 29, 30, 31)
 # Slices are evenly apart up to this share of their distance.
 UNEVEN = 0.05
+SAME_DIRECTION = 0.01
 # Counters whose first value is taken, in the words of a note.
 CHOSEN = {"phase": "cardiac phases", "set": "sets"}
 
@@ -103,6 +104,8 @@ class _Raw:
         numbers = self.heads["idx"]["slice"][self.imaging]
         slices, first = np.unique(numbers, return_index=True)
         heads = self.heads[self.imaging[first]]
+        if np.ptp(heads["slice_dir"], axis=0).max() > SAME_DIRECTION:
+            return slices  # no stack: a localiser, say
         along = heads["position"].astype(float) @ heads["slice_dir"][0].astype(float)
         signs = np.sign(np.diff(along.round(3)))
         # In order already, one way or the other, or in no known places.

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from cluster import submission
+from cluster.states import RunState
 from cluster.sweep_file import read_sweep
 from cluster.sweep_folder import SweepFolder
 from img2img_recon.support.errors import InputError
@@ -34,3 +38,22 @@ def test_an_unreadable_data_folder_is_named_with_its_line(tmp_path):
     path.write_text(f"task: pairs\nbase:\n  data_path: {tmp_path / 'no'}\n")
     with pytest.raises(InputError, match=r"s\.yaml:3: base\.data_path: .*no is not a folder"):
         hand_in(read_sweep(path), SweepFolder(tmp_path / "out"), "local")
+
+
+def test_a_queue_out_of_reach_does_not_keep_others_from_being_cancelled(tmp_path, monkeypatch):
+    _, folder = make(tmp_path, [0, 1])
+    folder.claim("case", "mri", {})
+    folder.add_submission("slurm", {"old": "17_0"}, {})
+    folder.add_submission("local", {"one": "1", "two": "1"}, {})
+    taken = []
+
+    def states(_, run_ids):
+        if "old" in run_ids:
+            raise InputError("--cluster slurm: SLURM is not installed here")
+        return {run_id: RunState("running" if run_id == "two" else "done") for run_id in run_ids}
+
+    monkeypatch.setattr(submission, "run_states", states)
+    monkeypatch.setattr(submission, "make_queue", lambda _: SimpleNamespace(cancel=taken.extend))
+    with pytest.raises(InputError, match="not installed here; 1 runs of other queues were cancel"):
+        submission.cancel(folder, ["old", "one", "two"])
+    assert taken == ["two"]

@@ -115,6 +115,15 @@ def test_cancel_takes_what_was_submitted_whatever_the_file_holds_now(tmp_path, m
     assert "not the folder of sweep other" in complaint(sweep, *words)
 
 
+def test_cancel_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path, [0])
+    (tmp_path / "broken.yaml").write_text("name: [")
+    assert "typo.yaml: no such file" in complaint(sweep, "cancel", "typo.yaml")
+    assert "broken.yaml:1: not valid YAML" in complaint(sweep, "cancel", "broken.yaml")
+    assert "submit the sweep first" in complaint(sweep, "cancel", "case.yaml")
+
+
 def test_slurm_is_named_in_one_place():
     """Another engine is one file and one row."""
     files = sorted((PROJECT / "cluster").rglob("*.py"))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import nibabel
@@ -14,8 +15,9 @@ import fastmri_plugin
 from fastmri_plugin.kspace import centred_fft, rss
 from fastmri_plugin.module import build_network
 from fastmri_plugin.reconstruct import main
+from fastmri_plugin.scans import _names
 from fastmri_plugin.shipped import package
-from fastmri_plugin.slices import default_model, measured_samples, reconstruct
+from fastmri_plugin.slices import default_model, is_undersampled, measured_samples, reconstruct
 from fastmri_plugin.volumes import read_reconstruction
 from img2img_recon.support.errors import InputError
 from tests.fastmri_plugin.readers import files
@@ -90,8 +92,19 @@ def test_scans_of_the_same_name_do_not_overwrite_each_other(tmp_path, capsys):
         for name in ("one", "two")
     ]
     assert means[1] == pytest.approx(2 * means[0])
-    with pytest.raises(InputError, match=r"2 scans would be written as one_kspace\.npy"):
+    with pytest.raises(InputError, match=r"one/kspace\.npy is given 2 times"):
         run(scans[0], scans[0], "--out", tmp_path / "twice")
+
+
+def test_names_take_as_many_folders_as_tell_them_apart(tmp_path, monkeypatch):
+    scans = [tmp_path / folder / "k.npy" for folder in ("P1/T2", "P2/T2", "P2/T1")]
+    for scan in scans:
+        scan.parent.mkdir(parents=True, exist_ok=True)
+        scan.touch()
+    assert _names(scans) == ["P1_T2_k.npy", "P2_T2_k.npy", "T1_k.npy"]
+    monkeypatch.chdir(scans[0].parent)
+    given = [Path("k.npy"), Path("../../P2/T1/k.npy"), Path(".")]
+    assert _names(given) == ["T2_k.npy", "T1_k.npy", "T2"]
 
 
 @pytest.mark.parametrize(("centre", "said"), [(4, "centre is 4 wide"), (10, None)])
@@ -236,3 +249,21 @@ def test_the_networks_of_the_package_take_what_they_were_trained_on():
         "l1_wavelet",
         "mri-brain-multicoil",
     ]
+
+
+def test_cut_corners_and_single_zeros_are_not_undersampling():
+    """Scans of two phase encodings often measure an ellipse; gaps between samples are what undersampling makes."""
+    kspace = files.random_complex(2, 40, 32)
+    y, x = np.mgrid[-1:1:40j, -1:1:32j]
+    ellipse = x**2 + y**2 <= 1
+    row, few = np.ones((40, 32), bool), np.random.default_rng(0).random((40, 32)) < 0.95
+    row[11] = False
+    for kept in (ellipse, row, ellipse & few):
+        assert not is_undersampled(measured_samples(kspace * kept))
+    rows, column = np.ones((40, 32), bool), ellipse.copy()
+    rows[:16:2] = False
+    column[:, 7] = False
+    singles = ellipse & (np.random.default_rng(0).random((40, 32)) < 0.7)
+    for kept in (rows, column, singles):
+        assert is_undersampled(measured_samples(kspace * kept))
+    assert not is_undersampled(measured_samples(0 * kspace))

@@ -209,6 +209,11 @@ def test_a_damaged_member_is_a_problem_and_no_traceback(split, honest, tmp_path,
     path.write_bytes(content)
     with pytest.raises(InputError, match="cannot be read from the archive"):
         check_submission(path, infos).raise_if_invalid()
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 146  # the version that is needed to extract
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="not a zip archive"):
+        check_submission(path, infos).raise_if_invalid()
 
 
 def test_the_ratio_bounds_are_where_they_are_said_to_be():

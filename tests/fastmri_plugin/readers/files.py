@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import h5py
@@ -115,9 +116,16 @@ def nifti(path: Path, volume: np.ndarray, affine: np.ndarray) -> Path:
 
 
 def enhanced_dicom(
-    path: Path, volume: np.ndarray, heights: Sequence[float], slopes: Sequence[float]
+    path: Path,
+    volume: np.ndarray,
+    heights: Sequence[float],
+    slopes: Sequence[float] | None,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
-    """Integer magnitudes (frames, rows, columns), 0.5 x 0.6 mm, axial, in one file; places and slopes by frame."""
+    """Integer magnitudes (frames, rows, columns), 0.5 x 0.6 mm, axial, in one file.
+
+    Places and slopes by frame, and a vendor's own places; `more` of all frames.
+    """
 
     def group(keyword: str, **values: Any) -> pydicom.Dataset:
         item, outer = pydicom.Dataset(), pydicom.Dataset()
@@ -142,11 +150,19 @@ def enhanced_dicom(
     shared.update(group("PlaneOrientationSequence", ImageOrientationPatient=[1, 0, 0, 0, 1, 0]))
     dataset.SharedFunctionalGroupsSequence = [shared]
     frames = []
-    for height, slope in zip(heights, slopes, strict=True):
+    for height, slope in zip(heights, slopes or [None] * len(volume), strict=True):
         place = group("PlanePositionSequence", ImagePositionPatient=[0, 0, height])
-        scale = {"RescaleSlope": slope, "RescaleIntercept": 0}
-        place.update(group("PixelValueTransformationSequence", **scale))
+        if slope is not None:
+            scale = {"RescaleSlope": slope, "RescaleIntercept": 0}
+            place.update(group("PixelValueTransformationSequence", **scale))
+        own = pydicom.Dataset()  # as a vendor may have it, after the others
+        own.ImagePositionPatient = [7, 7, 7]
+        place.private_block(0x2005, "Philips MR Imaging DD 005", create=True).add_new(
+            0x0F, "SQ", [own]
+        )
         frames.append(place)
+    for name, value in more.items():
+        setattr(dataset, name, value)
     dataset.PerFrameFunctionalGroupsSequence = frames
     dataset.PixelData = volume.astype("<u2").tobytes()
     dataset.save_as(path, enforce_file_format=True)

@@ -70,6 +70,19 @@ def test_partitions_are_transformed_and_undersampled_ones_are_refused(tmp_path):
         whole(tmp_path / "v.cfl")
 
 
+def test_partitions_of_real_and_imaginary_parts(tmp_path):
+    volume = files.random_complex(6, 4, 16, 12)
+    data = centred_fft(volume, (0,))
+    np.save(tmp_path / "v.npy", np.stack([data.real, data.imag]))
+    named = {"kind": "kspace", "axes": ("complex", "partitions", "coils", "rows", "columns")}
+    np.testing.assert_allclose(whole(tmp_path / "v.npy", **named)[0], volume, atol=1e-5)
+    named = {"kind": "kspace", "axes": named["axes"][1:], "complex_axis": 0}
+    np.testing.assert_allclose(whole(tmp_path / "v.npy", **named)[0], volume, atol=1e-5)
+    images = {"kind": "image", "axes": ("complex", "partitions", "coils", "rows", "columns")}
+    found = whole(tmp_path / "v.npy", **images)[0]
+    np.testing.assert_allclose(centred_ifft(found), data, atol=1e-5)
+
+
 def test_raw_lines_are_sorted_and_oversampling_is_removed(tmp_path):
     image = files.random_complex(3, 4, 16, 12)
     wide = np.zeros((3, 4, 32, 12), np.complex64)
@@ -179,6 +192,19 @@ def test_raw_slices_lie_by_their_positions(tmp_path, places, order, even):
         np.testing.assert_allclose(middles, [places[number] for number in order], atol=1e-5)
 
 
+def test_raw_slices_of_a_localiser_keep_their_order(tmp_path):
+    kspace = files.random_complex(3, 2, 16, 8)
+    lines = files.raw_lines(kspace)
+    for line in lines:
+        number = line["idx"]["slice"]
+        line["fields"] = {
+            "slice_dir": tuple(float(axis == number) for axis in range(3)),
+            "position": ((3.0, 0.0, 0.0), (9.0, 1.0, 0.0), (6.0, 0.0, 1.0))[number],
+        }
+    found, _ = whole(files.raw(tmp_path / "raw.h5", lines, files.header(16, 8, frx=16, rx=16)))
+    np.testing.assert_allclose(found, kspace, atol=1e-6)
+
+
 def test_raw_slices_with_columns_of_their_own_have_no_mask_for_all(tmp_path):
     kspace = files.random_complex(2, 3, 16, 12)
     lines = files.raw_lines(kspace[:1], range(0, 12, 2))
@@ -241,6 +267,46 @@ def test_enhanced_dicom_says_place_spacing_and_scale_of_every_frame(tmp_path):
     np.testing.assert_allclose(images, expected, rtol=1e-4, atol=0.1)
     assert scan.voxel_mm == (0.5, 0.6, 4)
     np.testing.assert_allclose(scan.affine @ [0, 0, 2, 1], [0, 0, 8, 1])
+
+
+def test_scale_of_all_frames_is_in_an_enhanced_files_own_header(tmp_path):
+    volume = np.random.default_rng(0).integers(100, 4000, (3, 16, 12))
+    scale = {"RescaleSlope": 2, "RescaleIntercept": -100}
+    path = files.enhanced_dicom(tmp_path / "e.dcm", volume, (0, 4, 8), None, scale)
+    images = np.abs(centred_ifft(whole(path)[0]))[:, 0]
+    np.testing.assert_allclose(images, 2 * volume - 100, rtol=1e-4, atol=0.1)
+
+
+def test_frames_of_a_classic_file_share_a_place(tmp_path):
+    import pydicom
+
+    volume = np.random.default_rng(0).integers(0, 4000, (3, 16, 12))
+    path = files.enhanced_dicom(tmp_path / "e.dcm", volume, (0, 4, 8), None)
+    header = pydicom.dcmread(path)
+    del header.PerFrameFunctionalGroupsSequence, header.SharedFunctionalGroupsSequence
+    header.ImagePositionPatient, header.ImageOrientationPatient = [0, 0, 5], [1, 0, 0, 0, 1, 0]
+    header.save_as(path)
+    images = np.abs(centred_ifft(whole(path)[0]))[:, 0]
+    np.testing.assert_allclose(images, volume, rtol=1e-4, atol=0.1)
+
+
+def test_a_localiser_keeps_its_order_and_has_no_grid(tmp_path):
+    import pydicom
+
+    volume = np.random.default_rng(0).integers(0, 4000, (6, 16, 12))
+    folder = files.dicom_series(tmp_path / "series", volume, places=(0, 0, 5, 5, 10, 10))
+    numbers = {}
+    for path in folder.iterdir():
+        header = pydicom.dcmread(path)
+        header.InstanceNumber = int(path.name[2:])
+        if path.name in ("IM1", "IM4", "IM5"):  # the second image of each place
+            header.ImageOrientationPatient = [0, 0, -1, 1, 0, 0]
+        header.save_as(path)
+        numbers[header.InstanceNumber] = header.pixel_array
+    found, scan = whole(folder)
+    expected = [2 * numbers[number] + 1 for number in sorted(numbers)]
+    np.testing.assert_allclose(np.abs(centred_ifft(found))[:, 0], expected, rtol=1e-4)
+    assert scan.affine is None
 
 
 def test_a_dicom_series_of_echoes_is_refused(tmp_path):
