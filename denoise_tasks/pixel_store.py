@@ -105,16 +105,12 @@ def open_store(
     Raises:
         InputError: none of the images can be decoded.
     """
-    stats = [path.stat() for path in paths]
     identity = {
         "version": CACHE_VERSION,
-        "files": [
-            [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
-            for path, stat in zip(paths, stats, strict=True)
-        ],
+        "files": [_content(path) for path in paths],
         "channels": channels,
         "centre_size": centre_size,
-        "companions": [str(path.resolve()) for path in companions or ()],
+        "companions": [_content(path) for path in companions or ()],
     }
     beside = dict(zip(paths, companions or (), strict=companions is not None))
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
@@ -157,6 +153,12 @@ def open_store(
     for message in store.broken:
         on_broken(message)
     return store
+
+
+def _content(path: Path) -> list[str | int]:
+    """What a file is known by: where it is, its size and its time of change."""
+    stat = path.stat()
+    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
 
 
 def name_in(path: Path, root: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -123,7 +123,8 @@ def _denoised(
         raise InputError("model: a network of the task mri; allowed: those that denoise")
     # A caller's own network is given back as it was.
     with torch.no_grad(), _as_it_was(network) if network is model else nullcontext():
-        bound_tiles(network.eval().to(target), tile, target)
+        _evaluating(network)
+        bound_tiles(network.to(target), tile, target)
         clean = clean_images(network, batch.to(target), levels.to(target)).to(batch.device)
     clean = torch.lerp(batch, clean, strength)
     if white != 1:
@@ -131,20 +132,29 @@ def _denoised(
     return clean.to(image.dtype)
 
 
+def _evaluating(network: nn.Module) -> None:
+    """Put a network into evaluation mode; programs of torch.export know one mode alone."""
+    with suppress(NotImplementedError):
+        network.eval()
+
+
 @contextmanager
 def _as_it_was(network: nn.Module) -> Iterator[None]:
     """Bring back a network's device, the mode of its modules and their tiles."""
     home = next((weights.device for weights in network.parameters()), None)
-    names = ("training", "tile", "max_tiles_per_batch")
+    names = ("tile", "max_tiles_per_batch")
     kept = [
-        (part, {name: vars(part)[name] for name in names if name in vars(part)})
+        (part, part.training, {name: vars(part)[name] for name in names if name in vars(part)})
         for part in network.modules()
     ]
     try:
         yield
     finally:
         network.to(home)
-        for part, values in kept:
+        for part, training, values in kept:
+            # Parents come first: what they set in their parts is set right after them.
+            if part.training != training:
+                part.train(training)
             vars(part).update(values)
 
 

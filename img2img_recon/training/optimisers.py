@@ -12,6 +12,8 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
+from img2img_recon.training.options import COOL_DOWN
+
 # Layers whose matrices touch pixels or places rather than features; Muon is not for them.
 ENDS = {"patch_embed", "patch_expand", "pos_embed", "output", "head"}
 REST_SHARE = 0.1  # AdamW's rate beside Muon's
@@ -111,7 +113,7 @@ def one_cycle(optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler
     )
 
 
-def budget_share(share: float, cool_down: float = 0.3) -> float:
+def budget_share(share: float, cool_down: float = COOL_DOWN) -> float:
     """The rate as a share of the highest, when `share` of the budget is used: up, constant, down to 0.
 
     Args:
@@ -132,7 +134,7 @@ class Budget(Callback):
         cool_down: its last part, as a share of it, in which the rate falls.
     """
 
-    def __init__(self, minutes: float, cool_down: float = 0.3) -> None:
+    def __init__(self, minutes: float, cool_down: float = COOL_DOWN) -> None:
         self.seconds, self.used, self.mark = 60 * minutes, 0.0, 0.0
         self.cool_down = cool_down
 
@@ -146,10 +148,12 @@ class Budget(Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """End at once where the time was over when the run was broken off.
 
-        The clock starts here for an epoch that is resumed, which begins without `on_train_epoch_start`.
+        Within an epoch one step more, at a rate of 0, leads to the validation that is missing. The clock starts
+        here for such an epoch, which begins without `on_train_epoch_start`.
         """
         self.mark = time.perf_counter()
-        trainer.should_stop = self.used >= self.seconds
+        broken_off = trainer.fit_loop.restarted_mid_epoch
+        trainer.should_stop = self.used >= self.seconds and not broken_off
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """The clock starts anew after validation."""
@@ -184,7 +188,8 @@ class StretchSchedule(Callback):
 
     def __init__(self) -> None:
         self.shorter: int | None = None
-        self.per_epoch: int | None = None
+        self.per_epoch = 0
+        self.world_size: int | None = None
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -203,9 +208,11 @@ class StretchSchedule(Callback):
                 continue
             per_epoch = schedule.total_steps // (trainer.max_epochs or 1)
             before, self.per_epoch = self.per_epoch, per_epoch
-            if before not in (None, per_epoch):
-                # Another number of processes takes other steps for an epoch.
-                schedule.last_epoch = round(schedule.last_epoch * per_epoch / (before or 1))
+            processes, self.world_size = self.world_size, trainer.world_size
+            if processes not in (None, trainer.world_size):
+                # Other processes take other steps for an epoch; of one that was broken off they leave out as many.
+                epochs, steps = divmod(schedule.last_epoch, before)
+                schedule.last_epoch = epochs * per_epoch + min(steps, per_epoch)
             elif self.shorter in (None, schedule.total_steps):
                 continue
             # One step back and on again: `get_lr` is for `step` alone.
@@ -213,12 +220,13 @@ class StretchSchedule(Callback):
             schedule.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimiser steps of an epoch."""
-        return {"per_epoch": self.per_epoch}
+        """Optimiser steps of an epoch, and of how many processes."""
+        return {"per_epoch": self.per_epoch, "world_size": self.world_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """What it was."""
         self.per_epoch = state_dict["per_epoch"]
+        self.world_size = state_dict.get("world_size")
 
 
 class AverageWeights(Callback):

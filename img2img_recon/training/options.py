@@ -27,6 +27,7 @@ Precision = Literal[
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 
 # What may change between a run and its continuation.
+COOL_DOWN = 0.3  # of a budget, unless it is said
 NOT_IDENTITY = (
     "accelerator",
     "assumed",
@@ -83,7 +84,7 @@ class TrainingFlags:
         group="training",
     )
     cool_down: OpenUnitInterval = flag(
-        0.3, help="of --budget_min, the last part, in which the rate falls", group="training"
+        COOL_DOWN, help="of --budget_min, the last part, in which the rate falls", group="training"
     )
     ema: OpenUnitInterval | None = flag(
         None,

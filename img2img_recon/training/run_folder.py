@@ -42,6 +42,7 @@ RECORDED_PACKAGES = (
 
 # Where a run computes; it may change when the run goes on.
 PLACES = ("devices", "num_nodes", "strategy")
+STAYS = ("halve_at_epoch",)  # where the recipe of the first, shorter run had it
 
 
 def data_digest(files: Iterable[Any]) -> str:
@@ -197,14 +198,15 @@ class RunFolder:
                     f"({key}: {stored.get(key)!r} there, {wanted.get(key)!r} here{more}); "
                     "give another --run or the same flags"
                 )
-            if changes and not dry:
+            # Asked for with the longer run, so that the same command goes on with it; it stays where it was.
+            kept = {key: stored[key] for key in STAYS if key in changes}
+            changed = {key: change for key, change in changes.items() if key not in kept}
+            if changed and not dry:
                 self._record(changes)
-                # A recipe's halving that lies in the past stays where it was.
-                kept = {key: stored[key] for key in ("halve_at_epoch",) if key in changes}
                 if "max_epochs" in changes:
                     self.metrics_file.unlink(missing_ok=True)
                 write_json(self.config_file, wanted | kept)
-            return changes
+            return changed
         own = ("environment.json",)  # left behind by a run killed while it claimed the folder
         if self.path.is_dir() and any(
             item.name not in own and not item.name.startswith(".") for item in self.path.iterdir()
@@ -224,7 +226,7 @@ class RunFolder:
         old, new = changes[key]
         if key == "max_epochs":
             return None not in (old, new) and new > old
-        if key == "halve_at_epoch":
+        if key in STAYS:
             # The same longer run once more asks for the same later halving.
             asked = [one["changed"].get(key) for one in self._environment().get("continued", ())]
             return bool(old) and bool(new) and ("max_epochs" in changes or [old, new] in asked)

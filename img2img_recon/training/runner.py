@@ -14,7 +14,7 @@ from img2img_recon.support.files import write_json, write_text
 from img2img_recon.support.progress import Track, bar, silent
 from img2img_recon.training.checkpoints import RunCheckpoints
 from img2img_recon.training.faults import not_finite
-from img2img_recon.training.run_folder import RunFolder
+from img2img_recon.training.run_folder import STAYS, RunFolder
 from img2img_recon.training.task import PreparedRun, Task, TrainingParts
 
 
@@ -85,6 +85,8 @@ def run_prepared(task: Task, prepared: PreparedRun) -> dict[str, Any]:
         run.claim(prepared.content, data=data)
         values = task.values(prepared.config)
         del values["run"]  # where, not what
+        stored = run.config()
+        values |= {key: stored[key] for key in STAYS if key in stored}
         write_text(run.flags_file, as_yaml(task.flags(), values))
         for key, (old, new) in changes.items():
             prepared.report(f"going on with --{key} {new} (it was {old})")

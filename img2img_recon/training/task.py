@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from img2img_recon.support.cli import Flag, config_from, flags_of
-from img2img_recon.training.options import NOT_IDENTITY, TrainingFlags
+from img2img_recon.support.errors import InputError
+from img2img_recon.training.options import COOL_DOWN, NOT_IDENTITY, TrainingFlags
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -135,8 +136,10 @@ class Task(ABC, Generic[ConfigT, PreparedT]):
         """The flags with what `--init` settles, and what the network's file says of itself; without it nothing.
 
         Raises:
-            InputError: a network that cannot be used.
+            InputError: a network that cannot be used, or a flag without the one that it belongs to.
         """
+        if given.cool_down != COOL_DOWN and given.budget_min is None:
+            raise InputError(f"--cool_down: given {given.cool_down:g}, needs --budget_min")
         if given.init is None:
             return given, {}
         from img2img_recon.training.beginnings import with_beginning
@@ -169,7 +172,7 @@ class Task(ABC, Generic[ConfigT, PreparedT]):
             for key, value in asdict(config).items()
             if key not in (*NOT_IDENTITY, *self.not_identity)
             # A run without them is the run that it was before there were such flags.
-            and (key, value) not in (("init", None), ("cool_down", 0.3))
+            and (key, value) not in (("init", None), ("cool_down", COOL_DOWN))
         }
         return {"task": self.name} | {key: plain(value) for key, value in content.items()}
 

@@ -68,7 +68,12 @@ TRIALS = {
         64,
     ),
     "ViT, patch 4, 64 channels, Adam": Trial(
-        "vit", {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2}, "adam", 1e-3, 64
+        "vit",
+        {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2},
+        "adam",
+        5e-3,
+        64,
+        clip=0.1,
     ),
     "Adam": Trial(optimizer="adam", lr=3e-3),
     "without averaged weights": Trial(ema=False),

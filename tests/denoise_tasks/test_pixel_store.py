@@ -47,6 +47,10 @@ def test_samples_of_twelve_bits_in_sixteen_keep_their_levels(tmp_path):
     # A companion of the same scene tells how bright the dark one is.
     of_pair = pixel_store.open_store([dark], root=tmp_path, channels=1, companions=[bright])
     np.testing.assert_allclose(of_pair.image(0)[..., 0], ramp // 16 / 4095 * 255, atol=0.51)
+    # Made anew with what it is told: here all 16 bits.
+    Image.fromarray(np.full((4, 4), 65535, np.uint16)).save(bright)
+    anew = pixel_store.open_store([dark], root=tmp_path, channels=1, companions=[bright])
+    np.testing.assert_allclose(anew.image(0)[..., 0], ramp // 16 / 65535 * 255, atol=0.51)
 
 
 def test_the_cache_is_made_anew_when_a_file_changes(tmp_path):

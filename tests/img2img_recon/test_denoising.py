@@ -249,7 +249,23 @@ def test_a_network_that_is_lent_comes_back_as_it_was() -> None:
     assert tiled.training
     assert tiled.tile is None
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    tiled.eval()
+    denoise(NOISY, SIGMA, model=network, tile=64)
+    assert (network.training, tiled.training) == (True, False)
     averages = AnySize(build_model("dncnn", in_chans=3, out_chans=3, depth=3))
     counts = {name: value.clone() for name, value in averages.named_buffers()}
     denoise(NOISY, SIGMA, model=averages)
     assert all(torch.equal(value, counts[name]) for name, value in averages.named_buffers())
+
+
+def test_compiled_programs_are_lent_too() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Dropout())
+    scripted = torch.jit.script(network)
+    denoise(NOISY, SIGMA, model=scripted)
+    assert scripted.training
+    size = torch.export.Dim.DYNAMIC
+    example = torch.zeros(2, 3, 40, 48)
+    program = torch.export.export(
+        network.eval(), (example,), dynamic_shapes=({0: size, 2: size, 3: size},)
+    )
+    assert denoise(NOISY, SIGMA, model=program.module()).shape == NOISY.shape

@@ -97,7 +97,8 @@ def test_a_budget_s_schedule_falls_over_the_part_that_it_was_given():
 def test_a_budget_goes_on_from_the_time_that_was_used(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(optimisers.time, "perf_counter", lambda: now[0])
-    trainer = SimpleNamespace(world_size=1, should_stop=False)
+    within = SimpleNamespace(restarted_mid_epoch=False)
+    trainer = SimpleNamespace(world_size=1, should_stop=False, fit_loop=within)
     first, second = Budget(1), Budget(1)
     first.on_train_epoch_start(trainer, None)
     for seconds in (20, 15):
@@ -118,6 +119,12 @@ def test_a_budget_goes_on_from_the_time_that_was_used(monkeypatch):
     third, trainer.should_stop = Budget(1), False
     third.load_state_dict(second.state_dict())
     third.on_train_start(trainer, None)
+    assert trainer.should_stop
+    # Broken off before the last validation: one step more leads to it.
+    within.restarted_mid_epoch = True
+    third.on_train_start(trainer, None)
+    assert not trainer.should_stop
+    third.on_train_batch_end(trainer, None)
     assert trainer.should_stop
 
 
@@ -174,7 +181,9 @@ def test_a_run_that_goes_on_with_more_epochs_takes_its_place_in_the_longer_sched
     resumed.load_state_dict(short.state_dict())
     resumed_schedule.load_state_dict(checkpoint["lr_schedulers"][0])
     trainer = SimpleNamespace(
-        lr_scheduler_configs=[SimpleNamespace(scheduler=resumed_schedule)], max_epochs=4
+        lr_scheduler_configs=[SimpleNamespace(scheduler=resumed_schedule)],
+        max_epochs=4,
+        world_size=1,
     )
     callback.on_train_start(trainer, None)
     for _ in range(10):
@@ -184,34 +193,61 @@ def test_a_run_that_goes_on_with_more_epochs_takes_its_place_in_the_longer_sched
             schedule.step()
 
 
-@pytest.mark.parametrize(("before", "after"), [(100, 50), (50, 100)])
-def test_other_devices_leave_the_place_in_the_schedule(before, after):
-    """Ten epochs, of which six are done when the number of processes changes, and the steps of an epoch with it."""
+@pytest.mark.parametrize(("before", "after"), [(10, 5), (5, 10), (7, 14), (14, 7)])
+@pytest.mark.parametrize("broken_off", [0, 3, 7])
+def test_other_devices_leave_the_place_in_the_schedule(before, after, broken_off):
+    """Six of ten epochs and some steps are done when the number of processes changes, and the steps of an epoch."""
+    done = min(broken_off, before - 1)
 
-    def scheduled(steps: int):
-        optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=0.1)
-        return optimizer, one_cycle(optimizer, steps)
+    def trainer(schedule, world_size):
+        configs = [SimpleNamespace(scheduler=schedule)]
+        return SimpleNamespace(lr_scheduler_configs=configs, max_epochs=10, world_size=world_size)
 
-    def trainer(schedule):
-        return SimpleNamespace(
-            lr_scheduler_configs=[SimpleNamespace(scheduler=schedule)], max_epochs=10
-        )
-
-    first, schedule = scheduled(before)
+    first, schedule = scheduled(10 * before)
     callback = StretchSchedule()
-    callback.on_train_start(trainer(schedule), None)
-    for _ in range(before * 6 // 10):
+    callback.on_train_start(trainer(schedule, 2), None)
+    for _ in range(6 * before + done):
         first.step()
         schedule.step()
+    resumed, again = resume(schedule, callback, 10 * after, lambda s: trainer(s, 1))
+    share = (6 + min(done, after) / after) / 10
+    assert resumed.param_groups[0]["lr"] == pytest.approx(0.1 * (1 - share) / 0.7, rel=0.1)
+    # As many steps of the epoch are left out as were done.
+    for _ in range(4 * after - min(done, after) - 1):
+        resumed.step()
+        again.step()
+    assert resumed.param_groups[0]["lr"] < 1e-5
+
+
+def test_one_epoch_that_goes_on_with_more_is_no_change_of_devices():
+    def trainer(schedule, epochs):
+        configs = [SimpleNamespace(scheduler=schedule)]
+        return SimpleNamespace(lr_scheduler_configs=configs, max_epochs=epochs, world_size=1)
+
+    first, schedule = scheduled(2)  # a schedule needs two steps
+    callback = StretchSchedule()
+    callback.on_train_start(trainer(schedule, 1), None)
+    first.step()
+    schedule.step()
+    resumed, _ = resume(schedule, callback, 5, lambda s: trainer(s, 5))
+    straight, other = scheduled(5)
+    straight.step()
+    other.step()
+    assert resumed.param_groups[0]["lr"] == pytest.approx(straight.param_groups[0]["lr"])
+
+
+def scheduled(steps):
+    optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=0.1)
+    return optimizer, one_cycle(optimizer, steps)
+
+
+def resume(schedule, callback, steps, trainer):
+    """A schedule of so many steps at the place that a checkpoint brings."""
     checkpoint = {"lr_schedulers": [schedule.state_dict()]}
-    resumed, again = scheduled(after)
+    resumed, again = scheduled(steps)
     other = StretchSchedule()
     other.on_load_checkpoint(None, None, checkpoint)
     other.load_state_dict(callback.state_dict())
     again.load_state_dict(checkpoint["lr_schedulers"][0])
     other.on_train_start(trainer(again), None)
-    assert resumed.param_groups[0]["lr"] == pytest.approx(first.param_groups[0]["lr"], rel=0.03)
-    for _ in range(after * 4 // 10 - 1):
-        resumed.step()
-        again.step()
-    assert resumed.param_groups[0]["lr"] < 0.01
+    return resumed, again
