@@ -199,7 +199,7 @@ class RunFolder:
                     "give another --run or the same flags"
                 )
             # Asked for with the longer run, so that the same command goes on with it; it stays where it was.
-            kept = {key: stored[key] for key in STAYS if key in changes}
+            kept = self.stays(wanted)
             changed = {key: change for key, change in changes.items() if key not in kept}
             if changed and not dry:
                 self._record(changes)
@@ -220,6 +220,13 @@ class RunFolder:
         write_json(self.config_file, wanted)
         write_json(self.environment_file, environment() | {"data": data})
         return {}
+
+    def stays(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What stays as it is stored, whatever a configuration asks that the run goes on with."""
+        stored = self.config() if self.config_file.exists() else {}
+        return {
+            key: stored[key] for key in STAYS if key in stored and stored[key] != config.get(key)
+        }
 
     def _goes_on(self, changes: Mapping[str, list[Any]], key: str, data: str) -> bool:
         """Whether the run goes on as the same one with this change."""

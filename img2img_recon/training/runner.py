@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -14,7 +15,7 @@ from img2img_recon.support.files import write_json, write_text
 from img2img_recon.support.progress import Track, bar, silent
 from img2img_recon.training.checkpoints import RunCheckpoints
 from img2img_recon.training.faults import not_finite
-from img2img_recon.training.run_folder import STAYS, RunFolder
+from img2img_recon.training.run_folder import RunFolder
 from img2img_recon.training.task import PreparedRun, Task, TrainingParts
 
 
@@ -72,9 +73,11 @@ def run_prepared(task: Task, prepared: PreparedRun) -> dict[str, Any]:
     Raises:
         InputError: the folder belongs to another configuration or another process is working in it.
     """
-    run = prepared.run
+    run, asked = prepared.run, prepared.content
     data = prepared.data_digest()
-    changes = run.claim(prepared.content, dry=True, data=data)
+    changes = run.claim(asked, dry=True, data=data)
+    stays = run.stays(asked)
+    prepared = replace(prepared, config=replace(prepared.config, **stays), content=asked | stays)
     metrics = None if "max_epochs" in changes else run.metrics()
     parts = task.build(prepared) if metrics is None else None
     if not is_first_process():
@@ -82,11 +85,9 @@ def run_prepared(task: Task, prepared: PreparedRun) -> dict[str, Any]:
             fit(run, parts)
         return {}
     with run.locked():
-        run.claim(prepared.content, data=data)
+        run.claim(asked, data=data)
         values = task.values(prepared.config)
         del values["run"]  # where, not what
-        stored = run.config()
-        values |= {key: stored[key] for key in STAYS if key in stored}
         write_text(run.flags_file, as_yaml(task.flags(), values))
         for key, (old, new) in changes.items():
             prepared.report(f"going on with --{key} {new} (it was {old})")

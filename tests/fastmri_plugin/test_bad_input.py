@@ -190,10 +190,10 @@ def test_a_run_killed_while_it_claimed_its_folder_starts_again(tiny_data, tmp_pa
     run_folder = tmp_path / "run"
     run_folder.mkdir()
     (run_folder / "environment.json").write_text("{}")
-    (run_folder / ".config.json.abc.json").write_text("{")
+    (run_folder / ".writing.abc.json").write_text("{")
     run("--data_path", tiny_data("singlecoil"), "--run", run_folder, *SMALL)
     assert (run_folder / "metrics.json").exists()
-    assert not list(run_folder.rglob(".*.*.*"))
+    assert not list(run_folder.rglob(".writing.*"))
 
 
 def test_run_folder_of_another_configuration(tiny_data, tmp_path):
