@@ -138,13 +138,20 @@ def draw(report: Mapping[str, Mapping[str, Any]], path: Path, title: str) -> Non
     for name, (took, psnr) in places.items():
         untrained = scored[name]["parameters"] is None
         axes.plot(took, psnr, "o", color="tab:orange" if untrained else "tab:blue")
-        # Below the point where another one's label is in the way.
-        near = (p for t, p in places.values() if 1 / 4 < t / took < 4 and 0 < p - psnr < 1)
-        offset = (6, -12) if any(near) else (6, 4)
-        axes.annotate(label_of(name), (took, psnr), xytext=offset, textcoords="offset points")
+        # On its right and above, unless another point or its label is there.
+        near = [(t / took, p - psnr) for t, p in places.values() if (t, p) != (took, psnr)]
+        right = not any(1 < ratio < 4 and abs(gap) < 0.4 for ratio, gap in near)
+        above = not right or not any(1 / 4 < ratio < 4 and 0 < gap < 1 for ratio, gap in near)
+        axes.annotate(
+            label_of(name),
+            (took, psnr),
+            xytext=(6 if right else -6, 4 if above else -12),
+            textcoords="offset points",
+            horizontalalignment="left" if right else "right",
+        )
     axes.set(xscale="log", xlabel="milliseconds a megapixel, one thread", ylabel="PSNR (dB)")
     axes.set_title(title)
-    axes.margins(x=0.25, y=0.15)
+    axes.margins(x=0.4, y=0.15)
     axes.grid(alpha=0.3)
     figure.tight_layout()
     save_figure(figure, path)
