@@ -305,6 +305,7 @@ def check_submission(
         num_bytes = zip_path.stat().st_size
     except FileNotFoundError:
         raise InputError(f"{zip_path}: no such file") from None
+    # zipfile's NotImplementedError is for a version of the format that it does not know.
     except (OSError, zipfile.BadZipFile, NotImplementedError):
         problem = "not a zip archive, expected one with an HDF5 file per volume"
         return SubmissionReport(zip_path, len(expected), 0, 0, (problem,))

@@ -26,8 +26,8 @@ Precision = Literal[
 ]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 
-# What may change between a run and its continuation.
 COOL_DOWN = 0.3  # of a budget, unless it is said
+# What may change between a run and its continuation.
 NOT_IDENTITY = (
     "accelerator",
     "assumed",

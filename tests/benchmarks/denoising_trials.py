@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from denoise_tasks.module import map_whole_crops
 from denoise_tasks.picture_folders import list_pictures
 from denoise_tasks.pictures import read_picture
 from denoise_tasks.pixel_store import with_channels
 from img2img_recon.networks.base import Network
-from img2img_recon.networks.window_mixer import WindowMixer
 from img2img_recon.networks.zoo import build_model, find_row, model_config
 from img2img_recon.support.cli import flag, parse_config, run_script
 from img2img_recon.support.types import PositiveFloat
@@ -109,8 +109,6 @@ def build(trial: Trial, sigma: float) -> Network:
     size = {"img_size": trial.crop} if "img_size" in find_row(trial.model).options else {}
     options = model_config(trial.model, in_chans=3, out_chans=3, **size, **trial.options)
     inner = build_model(trial.model, **options)
-    if isinstance(inner, WindowMixer):
-        inner.pads_crops = False
     network = Residual(AnySize(inner))
     network.description = {
         "task": "gaussian",
@@ -162,7 +160,10 @@ def train(
     torch.manual_seed(config.seed)
     network = build(trial, config.sigma)
     generator = torch.Generator().manual_seed(config.seed)
-    inside = slice(MARGIN, -MARGIN) if trial.model == "window_mixer" else slice(None)
+    inside = slice(None)
+    if trial.model == "window_mixer":
+        map_whole_crops(network, trial.crop, MARGIN)
+        inside = slice(MARGIN, -MARGIN)
 
     def loss(network: nn.Module) -> Tensor:
         clean = batch(pictures, trial.crop, generator)

@@ -160,6 +160,12 @@ def test_identity_says_what_the_run_is():
     )
 
 
+def test_a_cool_down_is_a_part_of_a_budget():
+    assert resolved(data_path="photos", budget_min=5, cool_down=0.9).cool_down == 0.9
+    with pytest.raises(InputError, match=r"--cool_down: given 0\.9, needs --budget_min"):
+        resolved(data_path="photos", cool_down=0.9)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
